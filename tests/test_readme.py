@@ -1,0 +1,153 @@
+"""What the READMEs tell a newcomer to type, typed: a clone, its demo, and the project at work."""
+
+import io
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pexpect
+import pytest
+from processes import free_port
+from support import PROJECT, ROOT, TEMPLATE, index, succeed
+
+# They share one clone, and what its demo has set up; `--dist loadfile` gives them one process.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+QUICK_TASK = (
+    '.venv/bin/python -c "from acme_tasks.tasks import quick_task; '
+    'print(quick_task.delay(100).get(timeout=5))"'
+)
+FLOOD = "from acme_tasks.tasks import slow_task; [slow_task.delay(0.5) for _ in range(2500)]"
+
+#: Every command that a README shows, and where it is run.
+HERE = "in this file"
+UPDATE = "from a clone with these versions, in test_update"
+SYSTEM = "changes the machine's users and services: for a host that can be thrown away"
+COMMANDS = {
+    "README.md": {
+        "cookiecutter gh:org/celery-lanes-template": "from a clone, in test_tooling",
+        "cd acme-tasks && make workers": HERE,
+        QUICK_TASK: HERE,
+        "make status": HERE,
+        "make demo": HERE,
+        "cruft create https://github.com/org/celery-lanes-template --checkout v1.0.0": UPDATE,
+        "cd acme-tasks && cruft update --checkout v1.1.0": UPDATE,
+        "make test": "runs this",
+        "make check": "what it runs, in test_tooling",
+    },
+    f"{PROJECT}/README.md": {
+        "make workers": HERE,
+        "make status": HERE,
+        "make prove": "by `make demo`",
+        "make units": UPDATE,
+        "cruft update --checkout v1.1.0": UPDATE,
+        "cruft link https://github.com/org/celery-lanes-template --checkout v1.0.0": UPDATE,
+        "make test": HERE,
+        "make check": HERE,
+    },
+}
+
+
+def commands(readme: Path) -> list[str]:
+    """Each line of its shell examples, those that need another user left out."""
+    blocks = re.findall(
+        r"^```(?:sh|console)\n(.*?)^```", readme.read_text(), re.DOTALL | re.MULTILINE
+    )
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.mark.parametrize("readme", COMMANDS)
+def test_every_command_shown_is_one_that_is_run(readme: str) -> None:
+    shown = [line for line in commands(ROOT / readme) if not line.startswith("sudo ")]
+    assert sorted(set(shown)) == sorted(COMMANDS[readme])
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git hands on of the template, as far as a demo needs it: no .venv, nothing baked."""
+    folder = tmp_path_factory.mktemp("clone") / "celery-lanes-template"
+    folder.mkdir()
+    for part in (*TEMPLATE, "Makefile", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(env: dict[str, str]) -> dict[str, str]:
+    """A `python3` with nothing installed, the way to the package index, a free port."""
+    return env | index() | {"BROKER_URL": f"redis://localhost:{free_port()}/0"}
+
+
+@pytest.fixture(scope="module")
+def said(clone: Path, bare: dict[str, str]) -> str:
+    """What `make demo` printed."""
+    return succeed("make", "demo", cwd=clone, env=bare)
+
+
+@pytest.fixture
+def project(clone: Path, said: str) -> Path:
+    assert said
+    return clone / "build/demo/acme-tasks"
+
+
+def test_the_demo_ends_with_a_table_and_where_the_plot_is(said: str, project: Path) -> None:
+    row = r"^ (.+?)  +(\d+) +(.*)$"
+    rows = {label: (int(tasks), rest) for label, tasks, rest in re.findall(row, said, re.MULTILINE)}
+    assert list(rows) == [
+        "one queue, 20,000 slow tasks ahead",
+        "lanes, idle",
+        "lanes, 20,000 slow tasks in slow",
+    ]
+    assert rows["one queue, 20,000 slow tasks ahead"][1].split() == [
+        "not",
+        "answered",
+        "in",
+        "10",
+        "s",
+    ]
+    assert "quick is not delayed by 20,000 slow tasks" in said
+    plot = project / "prove.png"
+    assert said.splitlines()[-1] == f"  {plot}"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def running(project: Path) -> list[str]:
+    """Processes of the project: each was started from its own .venv."""
+    listed = succeed("ps", "-A", "-ww", "-o", "args=", cwd=project, env=dict(os.environ))
+    return [line for line in listed.splitlines() if str(project) in line]
+
+
+def test_a_quick_task_answers_while_thousands_wait_and_ctrl_c_leaves_nothing_running(
+    project: Path, bare: dict[str, str]
+) -> None:
+    assert running(project) == []
+    workers = pexpect.spawn("make", ["workers"], cwd=project, env=bare, encoding="utf-8")
+    workers.logfile_read = io.StringIO()
+    for _ in ("quick", "slow"):
+        workers.expect(r"(quick|slow) \| .* (quick|slow)-1@\S+ ready\.", timeout=60)
+    # A terminal that nobody reads would soon hold the workers up.
+    reader = threading.Thread(target=workers.expect, args=[pexpect.EOF], kwargs={"timeout": 120})
+    reader.start()
+    succeed(".venv/bin/python", "-c", FLOOD, cwd=project, env=bare)
+    assert succeed("sh", "-c", QUICK_TASK, cwd=project, env=bare) == "100\n"
+    status = succeed("make", "status", cwd=project, env=bare)
+    waiting = dict(re.findall(r"^ (\w+) +([\d,]+) ", status, re.MULTILINE))
+    assert waiting["quick"] == "0"
+    assert int(waiting["slow"].replace(",", "")) > 2000
+    workers.sendintr()
+    reader.join()
+    assert running(project) == []
+    said = workers.logfile_read.getvalue()
+    assert said.count("Warm shutdown") == 2
+    assert said.rstrip().endswith("valkey | stopped")
+    assert "Traceback" not in said
+
+
+def test_the_projects_own_checks_and_tests_run(project: Path, bare: dict[str, str]) -> None:
+    succeed("make", "check", cwd=project, env=bare)
+    some = bare | {"PYTEST_ADDOPTS": "tests/test_tasks.py tests/test_lanes.py"}
+    printed = succeed("make", "test", cwd=project, env=some)
+    assert re.search(r"= \d+ passed in ", printed), printed

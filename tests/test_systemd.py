@@ -1,0 +1,369 @@
+"""A baked project on a real systemd, installed by the commands of its deploy/README.md."""
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from processes import eventually
+from systemd_container import (
+    IN_URL,
+    LITERAL_URL,
+    PASSWORD,
+    Broker,
+    Container,
+    bake,
+    boot,
+    commands,
+    load,
+    start_broker,
+    write_units,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd")]
+
+WATCHDOG = 6  # seconds: an operator's drop-in; the units say 30
+NOISE = 4  # seconds that a busy machine with two cores may add
+CHECKOUT = "/srv/acme-tasks"
+UNITS = ("acme-tasks-quick@1", "acme-tasks-quick@2", "acme-tasks-slow@1")
+QUICK, SECOND_QUICK, SLOW = UNITS
+LATER = '\n[lanes.mail]\ntime_limit = "10s"\n'
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    with boot() as container:
+        yield container
+
+
+@pytest.fixture(scope="module")
+def project(container: Container, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = bake(tmp_path_factory.mktemp("systemd"))
+    shutil.copytree(project, container.path(CHECKOUT))
+    return project
+
+
+@pytest.fixture(scope="module")
+def broker(container: Container) -> Broker:
+    return start_broker(container)
+
+
+@pytest.fixture(scope="module")
+def installed(container: Container, project: Path, broker: Broker) -> str:
+    """Installed and started as the README says; what that printed."""
+    for lane in ("quick", "slow"):
+        drop_in(container, lane, f"WatchdogSec={WATCHDOG}\nTimeoutStartSec=6")
+    # Where the file system's own permissions would let the workers write.
+    container.run("mkdir -m 777 /srv/anybody")
+    install = commands(project, "systemd", "Install")
+    assert LITERAL_URL in install
+    return in_checkout(container, install.replace(LITERAL_URL, broker.url))
+
+
+@pytest.fixture
+def lanes(container: Container, broker: Broker, installed: str) -> Iterator[Container]:
+    """Every lane at work, nothing waiting; what the journal said, when the test fails."""
+    del installed
+    since = container.run("date '+%F %T'")
+    broker.start()
+    container.run("systemctl reset-failed; systemctl start acme-tasks.target")
+    eventually(lambda: all(active(container, unit) for unit in UNITS), "every lane is active")
+    broker.redis.flushdb()
+    yield container
+    print(container.run(f"journalctl --no-pager --lines 300 --since '{since}'", check=False))
+
+
+def in_checkout(container: Container, script: str) -> str:
+    return container.run(f"cd {CHECKOUT}\n{script}")
+
+
+def drop_in(container: Container, lane: str, service: str) -> None:
+    folder = container.path(f"/etc/systemd/system/acme-tasks-{lane}@.service.d")
+    folder.mkdir(exist_ok=True)
+    (folder / "test.conf").write_text(f"[Service]\n{service}\n")
+
+
+def state(container: Container, unit: str) -> str:
+    return container.show(unit, "ActiveState")
+
+
+def active(container: Container, unit: str) -> bool:
+    return state(container, unit) == "active"
+
+
+def main_pid(container: Container, unit: str) -> int:
+    """The worker's main process, by its number in the container."""
+    return int(container.show(unit, "MainPID"))
+
+
+def pids(container: Container) -> dict[str, int]:
+    return {unit: main_pid(container, unit) for unit in UNITS}
+
+
+def restarted(container: Container, unit: str, pid: int) -> Callable[[], bool]:
+    def check() -> bool:
+        return active(container, unit) and main_pid(container, unit) not in (0, pid)
+
+    return check
+
+
+def test_the_readme_installs_it_and_returns_when_every_lane_consumes(
+    container: Container, broker: Broker, installed: str
+) -> None:
+    assert {unit: state(container, unit) for unit in UNITS} == dict.fromkeys(UNITS, "active"), (
+        installed
+    )
+    for lane in ("quick", "slow"):
+        broker.await_work(lane)
+
+
+def test_the_status_is_a_line_that_a_person_reads(lanes: Container, broker: Broker) -> None:
+    broker.send("slow", "long", 11)
+    eventually(
+        lambda: lanes.show(SLOW, "StatusText") == "slow: 1 running, 0 waiting", "the slow status"
+    )
+    assert re.fullmatch(r"quick: (consuming|0 running, 0 waiting)", lanes.show(QUICK, "StatusText"))
+    broker.await_end("long")
+
+
+def test_while_the_broker_is_away_a_lane_starts_and_is_not_timed_out(
+    lanes: Container, broker: Broker
+) -> None:
+    lanes.run("systemctl stop acme-tasks.target 'acme-tasks-*'")
+    broker.stop()
+    lanes.run("systemctl start --no-block acme-tasks.target")
+    eventually(lambda: main_pid(lanes, SLOW), "the worker starts")
+    before, deadline = pids(lanes), time.monotonic() + 9  # seconds; TimeoutStartSec is 6
+    while time.monotonic() < deadline:
+        assert {state(lanes, unit) for unit in UNITS} == {"activating"}
+        time.sleep(1)
+    broker.start()
+    eventually(lambda: all(active(lanes, unit) for unit in UNITS), "every lane is active")
+    assert pids(lanes) == before, "none was restarted"
+    broker.await_work("slow")
+
+
+def test_a_killed_worker_is_restarted_and_runs_its_task_again(
+    lanes: Container, broker: Broker
+) -> None:
+    # On kombu's own transport the message came back after the visibility timeout, an hour or more.
+    broker.send("slow", "of the killed", 5)
+    broker.await_start("of the killed")
+    pid = main_pid(lanes, SLOW)
+    lanes.run(f"kill -KILL {pid}")
+    eventually(restarted(lanes, SLOW, pid), "the worker is restarted")
+    broker.await_end("of the killed")
+    assert broker.records("ended").count("of the killed") == 1
+
+
+def test_a_stopped_process_is_restarted_by_the_watchdog(lanes: Container, broker: Broker) -> None:
+    pid, begun = main_pid(lanes, QUICK), time.monotonic()
+    lanes.run(f"kill -STOP {pid}")
+    eventually(restarted(lanes, QUICK, pid), "the watchdog restarts it")
+    took = time.monotonic() - begun
+    print(f"measured: restarted after {took:.1f} s, WatchdogSec={WATCHDOG}")
+    assert took <= WATCHDOG + 5 + NOISE
+    broker.await_work("quick")
+
+
+def test_a_stalled_event_loop_is_restarted_by_the_watchdog_though_the_pinging_thread_lives(
+    lanes: Container, broker: Broker
+) -> None:
+    pid, begun = main_pid(lanes, SLOW), time.monotonic()
+    lanes.run(f"kill -USR2 {pid}")
+    eventually(restarted(lanes, SLOW, pid), "the watchdog restarts it")
+    took = time.monotonic() - begun
+    print(f"measured: restarted after {took:.1f} s, WatchdogSec={WATCHDOG}")
+    assert took <= WATCHDOG + 5 + NOISE
+    broker.await_work("slow")
+
+
+def test_a_broker_outage_gets_no_worker_killed_and_no_task_run_twice(
+    lanes: Container, broker: Broker
+) -> None:
+    # Celery 5.7.0 on kombu's own transport ends a worker whose broker goes while a late-ack task is
+    # in flight (AttributeError in restore_unacked_once).
+    before = pids(lanes)
+    restarts = {unit: lanes.show(unit, "NRestarts") for unit in UNITS}
+    broker.send("slow", "in flight", 3 * WATCHDOG + 6)
+    broker.await_start("in flight")
+    broker.stop()
+    time.sleep(3 * WATCHDOG)
+    assert pids(lanes) == before
+    broker.start()
+    broker.await_end("in flight")
+    broker.await_work("quick")
+    broker.await_work("slow")
+    assert pids(lanes) == before
+    assert {unit: lanes.show(unit, "NRestarts") for unit in UNITS} == restarts
+    assert broker.records("started").count("in flight") == 1
+
+
+def test_a_stop_finishes_or_hands_back_running_tasks_as_their_lane_says(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    for lane in ("quick", "slow"):
+        for name, seconds in (("short", 2), ("long", 6)):
+            broker.send(lane, f"{lane} {name}", seconds)
+    for name in ("quick long", "slow short", "slow long"):
+        broker.await_start(name)
+    begun = time.monotonic()
+    lanes.run("systemctl stop acme-tasks-slow@1")
+    took = time.monotonic() - begun
+    stop, start = commands(project, "systemd", "Stop and start").splitlines()
+    lanes.run(stop)
+    assert sorted(broker.records("ended")) == ["quick long", "quick short", "slow short"]
+    assert not broker.held("quick"), "finish"
+    assert broker.redis.llen("slow_tasks") == 1, "requeue"
+    print(f"measured: slow handed back within {took:.1f} s, drain_timeout is 3 s")
+    assert took < 3 + 3 + NOISE
+    assert {lanes.show(unit, "Result") for unit in UNITS} == {"success"}
+    lanes.run(start)
+    broker.await_end("slow long")
+
+
+def test_ten_restarts_of_the_target_under_load_lose_no_task(
+    lanes: Container, broker: Broker
+) -> None:
+    with load(broker) as tasks:
+        for _ in range(10):
+            lanes.run("systemctl restart acme-tasks.target")
+    lost, killed, doubled = tasks.outcome()
+    print(f"measured: {len(tasks.sent)} tasks, {len(doubled)} run twice")
+    assert (lost, killed) == ([], [])
+
+
+def test_ten_rolling_restarts_under_load_lose_and_kill_no_task(
+    lanes: Container,
+    broker: Broker,
+    project: Path,
+) -> None:
+    """One of them an upgrade, one a roll back, each by the README's commands."""
+    upgrade = commands(project, "systemd", "Upgrade")
+    roll_back = commands(project, "systemd", "Roll back")
+    loop = roll_back[roll_back.index("for unit in") :]
+    first = lanes.run("readlink /opt/acme-tasks/current")
+    samples: list[list[str]] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        # The first again after the second: of two that are read one after the other, each could
+        # be seen inactive though they were never both.
+        units = f"{QUICK} {SECOND_QUICK} {QUICK}"
+        while not done.wait(0.2):
+            samples.append(lanes.run(f"systemctl show -p ActiveState --value {units}").split())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        with load(broker) as tasks:
+            in_checkout(lanes, upgrade)
+            second = lanes.run("readlink /opt/acme-tasks/current")
+            assert second != first
+            assert running_releases(lanes) == {second}
+            in_checkout(lanes, roll_back)
+            assert lanes.run("readlink /opt/acme-tasks/current") == first
+            assert running_releases(lanes) == {first}
+            for _ in range(8):
+                in_checkout(lanes, loop)
+    finally:
+        done.set()
+        sampler.join()
+    lost, killed, doubled = tasks.outcome()
+    print(f"measured: {len(tasks.sent)} tasks, {len(doubled)} run twice, {len(samples)} samples")
+    assert (lost, killed) == ([], [])
+    without = [states for states in samples if "active" not in states]
+    assert not without, f"{len(without)} of {len(samples)} samples saw no worker of quick active"
+    assert any(set(states) != {"active"} for states in samples), "the samples see restarts"
+
+
+def running_releases(container: Container) -> set[str]:
+    """The folders below /opt/acme-tasks that the workers' Pythons run from."""
+    commands = container.run("ps -o args= -p $(pgrep -d, -u acme-tasks -f celery)").splitlines()
+    return {command.partition("/bin/")[0] for command in commands}
+
+
+def test_the_sandbox_is_on(lanes: Container, broker: Broker) -> None:
+    broker.app.send_task("acme_tasks.tasks.attempt", queue="slow_tasks")
+    eventually(lambda: broker.redis.exists("attempted"), "the attempts are over")
+    assert broker.redis.hgetall("attempts") == {
+        "write to the state directory": "done",
+        "write to /tmp": "done",
+        "write elsewhere": "EROFS",
+        "read /home": "EACCES",
+        "open a packet socket": "EAFNOSUPPORT",
+        "open a raw socket": "EPERM",
+        "open a netlink socket": "EAFNOSUPPORT",
+        "make a namespace": "EPERM",
+        "mount": "EPERM",
+        "map memory to write and execute": "EPERM",
+        "make a file setuid": "EPERM",
+    }
+    assert lanes.path("/var/lib/acme-tasks/mine").read_text() == "x"
+
+
+@pytest.mark.parametrize(("unit", "nice"), [(QUICK, 0), (SLOW, 10)])
+def test_every_process_of_a_lane_is_confined_and_has_its_niceness(
+    lanes: Container, unit: str, nice: int
+) -> None:
+    group = lanes.show(unit, "ControlGroup")
+    processes = lanes.run(f"systemd-cgls --no-pager --unit {unit} | grep -o '[0-9]* /opt'")
+    numbers = re.findall(r"\d+", processes)
+    assert len(numbers) >= 3, group
+    for number in numbers:
+        status = lanes.run(f"cat /proc/{number}/status")
+        assert re.search(r"^NoNewPrivs:\s*1$", status, re.MULTILINE)
+        assert re.search(r"^Seccomp:\s*2$", status, re.MULTILINE)
+        assert re.search(r"^CapBnd:\s*0+$", status, re.MULTILINE)
+        assert lanes.run(f"ps -o ni=,user:20= -p {number}").split() == [str(nice), "acme-tasks"]
+
+
+@pytest.mark.parametrize("unit", [QUICK, SLOW])
+def test_the_exposure_of_the_running_unit_is_at_most_1_2(lanes: Container, unit: str) -> None:
+    report = lanes.run(f"systemd-analyze security --no-pager {unit}.service")
+    level = re.search(r"Overall exposure level for .*: ([0-9.]+)", report)
+    assert level, report
+    print(f"measured: exposure {level[1]}")
+    assert float(level[1]) <= 1.2, report
+
+
+def test_the_broker_s_password_shows_in_no_listing(lanes: Container) -> None:
+    by_root = lanes.run(
+        "systemctl show 'acme-tasks-*' acme-tasks.target; systemctl cat 'acme-tasks-*';"
+        "systemctl status --no-pager 'acme-tasks-*'; journalctl --no-pager;"
+        "for pid in $(pgrep -u acme-tasks -f celery); do cat /proc/$pid/cmdline; done"
+    )
+    nobody = "setpriv --reuid nobody --regid nogroup --clear-groups sh -c"
+    files = "/proc/[0-9]*/cmdline /proc/[0-9]*/environ /etc/credstore/* /run/credentials/*/*"
+    by_nobody = lanes.run(f"{nobody} 'ps auxeww; cat {files} || true'")
+    assert "Connected to " in by_root
+    assert "--hostname=quick-1@%h" in by_root
+    assert "--hostname=quick-1@%h" in by_nobody
+    for secret in (PASSWORD, IN_URL):
+        assert secret not in by_root
+        assert secret not in by_nobody
+
+
+def test_a_new_lane_starts_and_the_others_are_not_restarted(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    """Last: a lane more, then a lane less."""
+    declared = project / "src/acme_tasks/lanes.toml"
+    three = declared.read_text() + LATER
+    two, before = declared.read_text(), pids(lanes)
+    declared.write_text(three)
+    assert "wrote deploy/systemd/acme-tasks-mail@.service" in write_units(project)
+    shutil.copytree(project, lanes.path(CHECKOUT), dirs_exist_ok=True)
+    # "A release that has the new lanes.toml", without the restarts of an upgrade.
+    upgrade = commands(project, "systemd", "Upgrade")
+    in_checkout(lanes, upgrade[: upgrade.index("for unit in")])
+    in_checkout(lanes, commands(project, "systemd", "Add or change a lane"))
+    eventually(lambda: active(lanes, "acme-tasks-mail@1"), "the new lane is active")
+    broker.await_work("mail")
+    assert pids(lanes) == before
+    declared.write_text(two)
+    assert "removed deploy/systemd/acme-tasks-mail@.service" in write_units(project)
+    assert not (project / "deploy/systemd/acme-tasks-mail@.service").exists()

@@ -1,0 +1,1 @@
+"""Tasks in lanes: see tasks.py and lanes.toml."""

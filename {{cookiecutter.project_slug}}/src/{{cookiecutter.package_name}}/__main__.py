@@ -1,0 +1,17 @@
+"""The project's command: `{{ cookiecutter.project_slug }}`.
+
+Also `python -m {{ cookiecutter.package_name }}`.
+"""
+
+from .lanes.cli import command
+from .lanes.deploy import Project
+
+PROJECT = Project(
+    slug="{{ cookiecutter.project_slug }}",
+    package="{{ cookiecutter.package_name }}",
+    process_manager="{{ cookiecutter.process_manager }}",
+)
+main = command(PROJECT)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Configure a Celery app for its lanes: every setting that is not Celery's default is here."""
+
+import functools
+import importlib
+import importlib.metadata
+from typing import Any
+
+from celery import Celery
+from celery.signals import celeryd_init
+from kombu import Connection, Queue
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.imports import symbol_by_name
+
+from . import config, drain, notify, settings
+from .config import Lane, Lanes
+from .consumer import Consumer
+from .errors import LanesError, UsageError
+from .routing import AMQP
+from .settings import Settings
+from .task import Task
+
+#: The transport overrides kombu's own methods, which another version may have changed.
+TESTED_KOMBU = "5.7."
+
+#: By the scheme of RESULT_URL.
+_RESULT_BACKENDS = dict.fromkeys(("redis", "rediss"), f"{__package__}.results:Backend") | {
+    "sentinel": f"{__package__}.results:SentinelResults"
+}
+
+
+def bind(app: Celery) -> Celery:
+    """Give `app` the lanes of lanes.toml and the broker of the environment; returns `app`.
+
+    Raises:
+        ConfigError: when lanes.toml cannot be used.
+        SettingsError: when the environment cannot be used.
+    """
+    environment = settings.load()
+    lanes = config.load(environment.lanes_file)
+    app.lanes = lanes  # type: ignore[attr-defined]
+    app.lease_options = {}  # type: ignore[attr-defined]  # until the app is a worker's
+    app.amqp_cls = AMQP  # type: ignore[assignment]  # a name or a class
+    app.task_cls = _task_class(app)  # type: ignore[assignment]
+    _register_transports()
+    transport = "lanes-sentinel" if environment.broker_url.startswith("sentinel") else "lanes"
+    app.loader.override_backends = _RESULT_BACKENDS
+    app.task = _checking_lane(app.task, lanes)  # type: ignore[method-assign]
+    app.conf.update(
+        broker_url=environment.broker_url.replace("redis+socket", "lanes+socket", 1),
+        result_backend=environment.result_url,
+        task_ignore_result=environment.result_url is None,
+        broker_transport=transport,
+        broker_transport_options=_transport_options(lanes, environment),
+        result_backend_transport_options={"master_name": environment.sentinel_master},
+        worker_consumer=Consumer,
+        # An outage of any length is waited out; Celery's default gives up after 100 tries.
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        # A queue that no lane consumes would keep its messages for ever.
+        task_create_missing_queues=False,
+        task_queues=[Queue(lane.queue) for lane in lanes],
+        task_default_queue=lanes.default.queue,
+        # Acknowledge when the task has ended, so that a killed worker's tasks run again.
+        task_acks_late=True,
+        # A task whose child process died is delivered again. Celery does so without a bound; the
+        # leased transport counts, and sets it aside after max_deliveries.
+        task_reject_on_worker_lost=True,
+        # Celery accepts JSON alone already; a result may not bring anything else either.
+        accept_content=["json"],
+        result_accept_content=["json"],
+        # 4 s by default: a child that imports for longer is killed, and the next, in a loop.
+        worker_proc_alive_timeout=30,
+    )
+    celeryd_init.connect(functools.partial(_configure_worker, app), weak=False)
+    return app
+
+
+def _task_class(app: Celery) -> type:
+    """Our Task, with what the app's own has: Django's `delay_on_commit`, for one."""
+    own = symbol_by_name(app.task_cls)  # type: ignore[arg-type]  # a name or a class
+    return Task if issubclass(Task, own) else type("Task", (own, Task), {"abstract": True})
+
+
+def _register_transports() -> None:
+    # Under names, because a broker URL may not name a module, and redis+socket:// puts its own
+    # transport's name in front.
+    package = f"{__package__}.redis.transport"
+    TRANSPORT_ALIASES["lanes"] = f"{package}:Transport"
+    TRANSPORT_ALIASES["lanes-sentinel"] = f"{package}:SentinelTransport"
+    # What a connection says that it is: Flower and others ask, and count the queues of those alone
+    # that they know.
+    Connection.resolve_aliases |= {"lanes": "redis", "lanes-sentinel": "sentinel"}
+
+
+def lane_of_worker(lanes: Lanes, queues: list[str] | None) -> Lane:
+    """The one lane that a worker started with `-Q queues` serves.
+
+    Raises:
+        UsageError: when it is none or several; one worker for two lanes would let a flood in one
+            delay the other.
+        RoutingError: when a queue is not a lane's.
+    """
+    served = {lanes.for_queue(queue).name for queue in queues or []}
+    if len(served) != 1:
+        asked = f"queues {', '.join(queues)}" if queues else "no -Q"
+        example = lanes.default
+        raise UsageError(
+            f"a worker serves one lane, and this one was started with {asked}: say, for example, "
+            f"-Q {example.queue} for the lane {example.name}"
+        )
+    return lanes.get(served.pop())
+
+
+def _transport_options(lanes: Lanes, environment: Settings) -> dict[str, Any]:
+    return {
+        # Priorities within a queue are four Redis lists each; a lane is the priority.
+        "priority_steps": [0],
+        # A broker that vanished without closing the connection is noticed.
+        "socket_keepalive": True,
+        "master_name": environment.sentinel_master,  # for sentinel:// alone
+        "lane_by_queue": {each.queue: each.name for each in lanes},
+    }
+
+
+def _lease_options(lane: Lane, owner: str) -> dict[str, Any]:
+    """Transport options of the one connection with which a worker consumes its lane."""
+    keys = ("concurrency", "lease", "max_deliveries", "dead_cap", "dead_age")
+    own = {"lane": lane.name, "owner": owner, "in_threads": lane.pool == "threads"}
+    return own | {key: getattr(lane, key) for key in keys}
+
+
+def _configure_worker(
+    app: Any, *, instance: Any, conf: Any, options: dict[str, Any], **_: Any
+) -> None:
+    if instance.app is not app:
+        return
+    try:
+        lane = lane_of_worker(app.lanes, options.get("queues"))
+    except LanesError as error:
+        # Celery logs what a signal's receiver raises and goes on; SystemExit passes.
+        print(error, flush=True)
+        raise SystemExit(error.exit_code) from None
+    app.lease_options = _lease_options(lane, instance.hostname)
+    drain.install(lane)
+    notify.install(app, lane)
+    kombu = importlib.metadata.version("kombu")
+    if not kombu.startswith(TESTED_KOMBU):
+        print(
+            f"{lane.name} | kombu {kombu} is installed, and the leased transport was "
+            f"tested with {TESTED_KOMBU}x",
+            flush=True,
+        )
+    # What Celery says past its log, when it stops, has no lane in front.
+    celery_worker: Any = importlib.import_module("celery.apps.worker")  # of no use to a sender
+    say = celery_worker.safe_say
+    celery_worker.safe_say = lambda text, *to: say(f"{lane.name} | {text}", *to)
+    conf.worker_log_format = f"{lane.name} | %(asctime)s %(levelname)s %(message)s"
+    conf.worker_task_log_format = (
+        f"{lane.name} | %(asctime)s %(levelname)s %(task_name)s[%(task_id)s] %(message)s"
+    )
+
+
+def _checking_lane(define: Any, lanes: Lanes) -> Any:
+    """`app.task`, which raises at the line that names an unknown lane.
+
+    Celery builds a task on first use, so without this the error would name another line.
+    """
+
+    @functools.wraps(define)
+    def task(*args: Any, **options: Any) -> Any:
+        if options.get("lane") is not None:
+            lanes.get(options["lane"])
+        return define(*args, **options)
+
+    return task

@@ -1,0 +1,176 @@
+"""Dead letters: messages set aside with a reason instead of being run or dropped."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .config import Lane
+from .redis.store import Keys
+
+REASONS = ("poison", "failed", "expired", "unknown", "malformed")
+_BATCH = 500  # letters read or moved in one go
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One message that was set aside."""
+
+    lane: str
+    number: int  # its own in the lane
+    at: float  # seconds since 1970, when it was set aside
+    reason: str  # one of REASONS
+    error: str
+    task: str | None  # the task's name, where the message has one
+    task_id: str | None
+    deliveries: int
+    traceback: str | None
+    message: bytes  # as it was in the queue
+
+    @property
+    def id(self) -> str:
+        """What the command calls it."""
+        return f"{self.lane}/{self.number}"
+
+
+def read(
+    redis: Any,
+    lane: Lane,
+    *,
+    reason: str | None = None,
+    task: str | None = None,
+    numbers: Iterable[int] | None = None,
+) -> Iterator[DeadLetter]:
+    """The lane's dead letters, oldest first, those that match all of what is given."""
+    keys = Keys(lane.name, lane.queue)
+    if numbers is None:
+        wanted = redis.zrange(keys("dead"), 0, -1)
+    else:
+        wanted = [str(number).encode() for number in numbers]
+    for start in range(0, len(wanted), _BATCH):
+        part = wanted[start : start + _BATCH]
+        messages = redis.hmget(keys("dead:messages"), part)
+        reports = redis.hmget(keys("dead:reports"), part)
+        for number, message, text in zip(part, messages, reports, strict=True):
+            if message is None or text is None:
+                continue
+            letter = _letter(lane.name, int(number), message, json.loads(text))
+            if reason in (None, letter.reason) and task in (None, letter.task):
+                yield letter
+
+
+def _letter(lane: str, number: int, message: bytes, report: dict[str, Any]) -> DeadLetter:
+    headers: Any = {}
+    if not report.get("task"):
+        try:
+            headers = json.loads(message)["headers"]
+            headers = {"task": headers.get("task"), "id": headers.get("id")}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            headers = {}
+    return DeadLetter(
+        lane=lane,
+        number=number,
+        at=float(report["at"]),
+        reason=report["reason"],
+        error=_text(report.get("error")) or "",
+        task=_text(report.get("task") or headers.get("task")),
+        task_id=_text(report.get("task_id") or headers.get("id")),
+        deliveries=int(report["deliveries"]),
+        traceback=_text(report.get("traceback")),
+        message=message,
+    )
+
+
+def _text(value: object) -> str | None:
+    """`value` if it is a text, fit to be printed: a message may hold half a character."""
+    if not isinstance(value, str):
+        return None
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+def retry(
+    redis: Any, lane: Lane, letters: Iterable[DeadLetter], moved: Callable[[int], None]
+) -> int:
+    """Put letters back in their queue; each is in one of the two places at any time.
+
+    The message goes back byte for byte, but for one that had expired: it gets a fresh expiry, or it
+    would be set aside again at once.
+
+    Args:
+        moved: told how many went with each batch, for a progress bar.
+    """
+    keys = Keys(lane.name, lane.queue)
+    script = redis.register_script(_RETRY)
+    total = 0
+    for batch in _batches(letters):
+        args: list[bytes | int] = []
+        for letter in batch:
+            args += [letter.number, _renewed(letter, lane)]
+        names = (lane.queue, keys("dead"), keys("dead:messages"), keys("dead:reports"))
+        count = int(script(keys=names, args=args))
+        total += count
+        moved(count)
+    return total
+
+
+# KEYS: queue, dead, dead messages, dead reports; ARGV: number, message, number, message, ...
+_RETRY = """
+local count = 0
+for index = 1, #ARGV, 2 do
+  if redis.call('ZREM', KEYS[2], ARGV[index]) == 1 then
+    redis.call('HDEL', KEYS[3], ARGV[index])
+    redis.call('HDEL', KEYS[4], ARGV[index])
+    redis.call('LPUSH', KEYS[1], ARGV[index + 1])
+    count = count + 1
+  end
+end
+return count
+"""
+
+
+def _renewed(letter: DeadLetter, lane: Lane) -> bytes:
+    """The message, with a fresh expiry if it had expired; all else as it was."""
+    if letter.reason != "expired":
+        return letter.message
+    from .routing import stamp
+
+    message = json.loads(letter.message)
+    message["headers"]["expires"] = None
+    message["headers"]["eta"] = None
+    stamp(message["headers"], lane)
+    return json.dumps(message).encode()
+
+
+def purge(
+    redis: Any, lane: Lane, letters: Iterable[DeadLetter], gone: Callable[[int], None]
+) -> int:
+    """Delete letters for good; returns how many."""
+    keys = Keys(lane.name, lane.queue)
+    total = 0
+    for batch in _batches(letters):
+        numbers = [letter.number for letter in batch]
+        with redis.pipeline() as pipe:
+            pipe.zrem(keys("dead"), *numbers)
+            pipe.hdel(keys("dead:messages"), *numbers)
+            pipe.hdel(keys("dead:reports"), *numbers)
+            count = int(pipe.execute()[0])
+        total += count
+        gone(count)
+    return total
+
+
+def _batches(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    batch: list[DeadLetter] = []
+    for letter in letters:
+        batch.append(letter)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def age(letter: DeadLetter) -> float:
+    """Seconds since it was set aside."""
+    return max(0.0, time.time() - letter.at)

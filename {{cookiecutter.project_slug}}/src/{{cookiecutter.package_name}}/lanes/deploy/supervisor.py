@@ -1,0 +1,118 @@
+"""Supervisor programs: one per lane, all in one group.
+
+Every key is supervisor's own; it ignores those it does not know, so a test looks each one up.
+https://supervisord.org/configuration.html
+"""
+
+import shlex
+
+from ..config import Lane, Lanes
+
+#: The group of every lane's programs in the foreground.
+FOREGROUND_GROUP = "lanes"
+
+
+def installed(lanes: Lanes, slug: str) -> str:
+    """The file for /etc/supervisor/conf.d/, for a project installed in /opt/<slug>."""
+    programs = [
+        _program(
+            f"{slug}-{lane.name}",
+            lane,
+            command=f"/opt/{slug}/current/bin/{slug}",
+            more={
+                "directory": f"/var/lib/{slug}",
+                "user": slug,
+                "stdout_logfile": f"/var/log/{slug}/{lane.name}-%(process_num)d.log",
+                "stdout_logfile_maxbytes": "20MB",
+                "stdout_logfile_backups": "5",
+            },
+        )
+        for lane in lanes
+    ]
+    # Supervisor stops programs one after another, and a group's all at once.
+    group = _section(
+        f"group:{slug}", {"programs": ",".join(f"{slug}-{lane.name}" for lane in lanes)}
+    )
+    return "\n".join([*programs, group])
+
+
+def foreground(
+    lanes: Lanes, *, command: list[str], broker: list[str] | None, pidfile: str, user: str | None
+) -> str:
+    """The configuration of `workers`: the same programs, logging to the terminal.
+
+    Args:
+        command: how to call the project's command, each part one word.
+        broker: the command of an embedded broker that starts first and stops last, if any.
+        user: the user's name when that is root (supervisor insists on it), else None.
+    """
+    to_terminal = {
+        # A pipe or a terminal cannot be rotated.
+        "stdout_logfile": "/dev/fd/1",
+        "stdout_logfile_maxbytes": "0",
+    }
+    daemon = {
+        "nodaemon": "true",
+        # Its own log would repeat what the lanes say; problems still reach the terminal.
+        "logfile": "/dev/null",
+        "logfile_maxbytes": "0",
+        "loglevel": "error",
+        "pidfile": _escaped(pidfile),
+    }
+    if user is not None:
+        daemon["user"] = user
+    sections = [_section("supervisord", daemon)]
+    if broker is not None:
+        sections.append(
+            _section(
+                # A name that no lane can have.
+                "program:embedded-valkey",
+                {
+                    "command": _escaped(shlex.join(broker)),
+                    "priority": "1",
+                    "stopwaitsecs": "30",
+                    "killasgroup": "true",
+                    "redirect_stderr": "true",
+                }
+                | to_terminal,
+            )
+        )
+    sections += [
+        _program(lane.name, lane, command=_escaped(shlex.join(command)), more=to_terminal)
+        for lane in lanes
+    ]
+    sections.append(
+        _section(f"group:{FOREGROUND_GROUP}", {"programs": ",".join(lane.name for lane in lanes)})
+    )
+    return "\n".join(sections)
+
+
+def _program(name: str, lane: Lane, *, command: str, more: dict[str, str]) -> str:
+    keys = {
+        "command": f"{command} worker {lane.name} --instance %(process_num)d",
+        "process_name": "%(program_name)s-%(process_num)d",
+        "numprocs": str(lane.workers),
+        "numprocs_start": "1",
+        "autostart": "true",
+        "autorestart": "true",
+        # Each failed start waits a second longer; a lane is never given up.
+        "startretries": "1000000",
+        "startsecs": "5",
+        # SIGTERM to the worker's main process only: to the group, it would end the children and
+        # the tasks they run (celery #6541).
+        "stopsignal": "TERM",
+        "stopasgroup": "false",
+        "stopwaitsecs": str(round(lane.stop_time)),
+        "killasgroup": "true",
+        "redirect_stderr": "true",
+    }
+    return _section(f"program:{name}", keys | more)
+
+
+def _section(name: str, keys: dict[str, str]) -> str:
+    return "".join(f"{line}\n" for line in [f"[{name}]", *(f"{k}={v}" for k, v in keys.items())])
+
+
+def _escaped(text: str) -> str:
+    """`text` with supervisor's %-expansions switched off."""
+    return text.replace("%", "%%")

@@ -1,0 +1,49 @@
+"""Errors that a person can act on: what is wrong, the value, the rule, the way out."""
+
+
+class LanesError(Exception):
+    """Raised when ... see the subclasses; the command prints the message and exits `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(LanesError):
+    """Raised when lanes.toml cannot be used; `problems` holds one line for each mistake in it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class SettingsError(LanesError):
+    """Raised when an environment variable cannot be used."""
+
+
+class RoutingError(LanesError):
+    """Raised when a task is defined for, or sent to, a place that no lane consumes."""
+
+
+class UsageError(LanesError):
+    """Raised when a command is asked for what it cannot do here."""
+
+
+class NotFoundError(LanesError):
+    """Raised when something that was asked for by name is not there."""
+
+    exit_code = 1
+
+
+class SendError(LanesError):
+    """Raised when the broker fails while many messages are sent; `sent` certainly were."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, sent: int) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class BrokerError(LanesError):
+    """Raised when the broker does not answer."""
+
+    exit_code = 1

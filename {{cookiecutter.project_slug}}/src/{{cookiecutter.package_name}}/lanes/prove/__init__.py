@@ -1,0 +1,126 @@
+"""The proof on the reader's machine: a flood in one lane does not delay another."""
+
+import importlib
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..config import Lanes
+from ..errors import UsageError
+from ..worker import PACKAGE
+from .experiment import CUT_OFF, Condition, Outcome, run
+
+
+def main(lanes: Lanes, *, flood: int, burn: bool, plot: Path | None, as_json: bool) -> int:
+    """Run the experiment and show it; returns the exit code, 1 when the lane was delayed."""
+    if plot is not None:
+        _require_matplotlib()
+    app = importlib.import_module(f"{PACKAGE}.celery").app
+    progress = Console(stderr=True)
+    if progress.is_terminal:
+        with progress.status("starting") as spinner:
+            outcome = run(lanes, app, flood=flood, burn=burn, step=spinner.update)
+    else:
+        outcome = run(lanes, app, flood=flood, burn=burn, step=lambda _: None)
+    if plot is not None:
+        from .plot import draw
+
+        draw(outcome, plot)
+    if as_json:
+        click.echo(json.dumps(as_object(outcome), indent=2))
+    else:
+        _print(outcome, plot)
+    return 0 if all(outcome.kept(pair) for pair in outcome.pairs) else 1
+
+
+def as_object(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as JSON values; times in seconds, null for a task that was not answered."""
+    return {
+        "flood_lane": outcome.flood_lane.name,
+        "measured_lane": outcome.probe_lane.name,
+        "flood": outcome.flood,
+        "enqueue_seconds": outcome.enqueue_time,
+        "cut_off_seconds": CUT_OFF,
+        "one_queue": _summary(outcome.control),
+        "lanes": [
+            {
+                "slow_tasks": pair.slow_tasks,
+                "idle": _summary(pair.idle),
+                "flooded": _summary(pair.flooded),
+                "p99_ratios": [_finite(ratio) for ratio in pair.ratios],
+                "p99_allowed": _finite(outcome.allowed(pair)),
+                "kept": outcome.kept(pair),
+            }
+            for pair in outcome.pairs
+        ],
+    }
+
+
+def _summary(condition: Condition) -> dict[str, Any]:
+    figures = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    values = {key: condition.percentile(share) for key, share in figures.items()}
+    return {"sent": len(condition.waits)} | {key: _finite(value) for key, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    """`value`, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None
+
+
+def _print(outcome: Outcome, plot: Path | None) -> None:
+    console = Console()
+    measured = outcome.probe_lane.name
+    flood = f"{outcome.flood:,}"
+    title = f"How long a task of the lane {measured} waits before it starts"
+    table = Table("", title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in ("tasks", "p50", "p99", "max"):
+        table.add_column(column, justify="right")
+    late = sum(wait is None for wait in outcome.control.waits)
+    row = [_shown(outcome.control.percentile(share)) for share in (0.5, 0.99, 1.0)]
+    if late == len(outcome.control.waits):
+        row = ["", "not answered", f"in {CUT_OFF:.0f} s"]
+    table.add_row(f"one queue, {flood} slow tasks ahead", str(len(outcome.control.waits)), *row)
+    for pair in outcome.pairs:
+        for label, condition in (
+            ("lanes, idle", pair.idle),
+            (f"lanes, {flood} {pair.slow_tasks} in {outcome.flood_lane.name}", pair.flooded),
+        ):
+            figures = [_shown(condition.percentile(share)) for share in (0.5, 0.99, 1.0)]
+            table.add_row(label, str(len(condition.waits)), *figures)
+    console.print(table)
+    for pair in outcome.pairs:
+        kept = "is not delayed" if outcome.kept(pair) else "IS DELAYED"
+        ratios = sorted(pair.ratios)
+        console.print(
+            f"{measured} {kept} by {flood} {pair.slow_tasks}: its p99 is "
+            f"{statistics.median(ratios):.2f} x idle (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}), "
+            f"{_shown(pair.flooded.percentile(0.99))} where {_shown(outcome.allowed(pair))} is "
+            "allowed.",
+            soft_wrap=True,
+        )
+    queued = f"{outcome.flood / outcome.enqueue_time:,.0f} a second"
+    console.print(f"{flood} tasks were queued in {outcome.enqueue_time:.1f} s, {queued}.")
+    if plot is not None:
+        console.print(f"The plot is in {plot}.", soft_wrap=True)
+
+
+def _shown(seconds: float) -> str:
+    if math.isinf(seconds):
+        return f"over {CUT_OFF:.0f} s"
+    return f"{seconds * 1000:,.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _require_matplotlib() -> None:
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise UsageError(
+            "--plot needs matplotlib, which is not installed: pip install -e '.[plot]'"
+        ) from None

@@ -1,0 +1,39 @@
+"""The experiment's tasks: shared tasks, so that they run on the owner's own app and settings."""
+
+import functools
+import json
+import time
+
+import redis
+from celery import shared_task
+
+from .. import settings
+
+STARTS = "prove:starts"  # Redis list of [number of the probe, seconds it waited]
+
+
+@functools.cache
+def _client() -> redis.Redis:
+    return redis.Redis.from_url(settings.load().broker_url)
+
+
+@shared_task(name="prove.probe", ignore_result=True)
+def probe(number: int, sent_at: float) -> None:
+    """Report how long the task waited: `sent_at` is the monotonic clock before the send."""
+    # The clock is the same for all processes of a machine.
+    waited = time.monotonic() - sent_at
+    _client().rpush(STARTS, json.dumps([number, waited]))
+
+
+@shared_task(name="prove.sleep", ignore_result=True)
+def sleep(seconds: float) -> None:
+    """Work that waits for something else."""
+    time.sleep(seconds)
+
+
+@shared_task(name="prove.burn", ignore_result=True)
+def burn(seconds: float) -> None:
+    """Work that takes the processor, `seconds` of its time."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass

@@ -1,0 +1,11 @@
+-- Leased messages are not due yet: put them where the delayed ones wait.
+-- KEYS: leased, leases, delayed
+-- ARGV: id, when it is due in seconds since 1970, id, ...
+for index = 1, #ARGV, 2 do
+  local message = redis.call('HGET', KEYS[1], ARGV[index])
+  if message then
+    redis.call('ZADD', KEYS[3], ARGV[index + 1], message)
+    redis.call('HDEL', KEYS[1], ARGV[index])
+    redis.call('ZREM', KEYS[2], ARGV[index])
+  end
+end

@@ -1,0 +1,211 @@
+"""What the firewall says of a message; tests/faults shows that workers survive them all."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from {{ cookiecutter.package_name }}.lanes.consumer import problem, set_aside
+
+HEADERS: dict[str, Any] = {"task": "echo", "id": "1"}
+BODY: Any = [["x"], {}, {"callbacks": None}]
+
+
+def message(**parts: Any) -> Any:
+    """A message as kombu has it, good but for `parts`."""
+    good: dict[str, Any] = {
+        "malformed": None,
+        "headers": HEADERS,
+        "properties": {},
+        "delivery_info": {},
+        "payload": BODY,
+    }
+    return SimpleNamespace(**good | parts)
+
+
+def with_header(name: str, value: Any) -> Any:
+    return message(headers=HEADERS | {name: value})
+
+
+GOOD = {
+    "as Celery sends it": message(),
+    "a tuple": message(payload=(("x",), {}, {})),
+    "no options": message(payload=[[], {}, None]),
+    "all headers empty": message(
+        headers=HEADERS
+        | dict.fromkeys(
+            ("eta", "expires", "timelimit", "retries", "argsrepr", "root_id", "group", "stamps")
+        )
+    ),
+    "times": message(
+        headers=HEADERS | {"eta": "2042-01-01T00:00:00+00:00", "expires": "2042-01-01T00:00:00"}
+    ),
+    "limits": with_header("timelimit", [30, None]),
+    "retries": with_header("retries", 3),
+    "stamps": message(headers=HEADERS | {"stamped_headers": ["a"], "stamps": {"a": [1]}}),
+    "a header of somebody else's": with_header("x-trace", {"any": ["thing"]}),
+}
+
+
+@pytest.mark.parametrize("good", GOOD.values(), ids=GOOD)
+def test_a_task_passes(good: Any) -> None:
+    assert problem(good) is None
+
+
+BAD = {
+    "what could not be read at all": (
+        message(malformed="JSONDecodeError: no"),
+        "JSONDecodeError: no",
+    ),
+    "headers that are a list": (message(headers=[]), "headers: list (expected an object)"),
+    "no headers": (message(headers=None), "headers: NoneType (expected an object)"),
+    "properties that are text": (
+        message(properties="x"),
+        "properties: str (expected an object)",
+    ),
+    "delivery_info that is a number": (
+        message(delivery_info=7),
+        "delivery_info: int (expected an object)",
+    ),
+    "no task": (message(headers={"id": "1"}), "headers.task: None (expected a text)"),
+    "an empty task": (with_header("task", ""), "headers.task: '' (expected a text)"),
+    "a task that is a list": (
+        with_header("task", ["echo"]),
+        "headers.task: ['echo'] (expected a text)",
+    ),
+    "no id": (message(headers={"task": "echo"}), "headers.id: None (expected a text)"),
+    "an id that is a number": (with_header("id", 5), "headers.id: 5 (expected a text)"),
+    "a long one is cut": (
+        with_header("id", ["x" * 1000]),
+        f"headers.id: ['{'x' * 98} (expected a text)",
+    ),
+    "an eta that is a number": (with_header("eta", 5), "headers.eta: 5 (not what Celery sends)"),
+    "an eta that is no time": (
+        with_header("eta", "soon"),
+        "headers.eta: 'soon' (not what Celery sends)",
+    ),
+    "an expiry that is an object": (
+        with_header("expires", {}),
+        "headers.expires: {} (not what Celery sends)",
+    ),
+    "a time limit that is a number": (
+        with_header("timelimit", 5),
+        "headers.timelimit: 5 (not what Celery sends)",
+    ),
+    "three time limits": (
+        with_header("timelimit", [1, 2, 3]),
+        "headers.timelimit: [1, 2, 3] (not what Celery sends)",
+    ),
+    "a time limit of text": (
+        with_header("timelimit", [None, "5"]),
+        "headers.timelimit: [None, '5'] (not what Celery sends)",
+    ),
+    "retries of text": (
+        with_header("retries", "3"),
+        "headers.retries: '3' (not what Celery sends)",
+    ),
+    "retries that are true": (
+        with_header("retries", True),
+        "headers.retries: True (not what Celery sends)",
+    ),
+    "stamped_headers that are text": (
+        with_header("stamped_headers", "a"),
+        "headers.stamped_headers: 'a' (not what Celery sends)",
+    ),
+    "stamps that are a list": (
+        with_header("stamps", ["a"]),
+        "headers.stamps: ['a'] (not what Celery sends)",
+    ),
+    **{
+        f"{name} that is a number": (
+            with_header(name, 5),
+            f"headers.{name}: 5 (not what Celery sends)",
+        )
+        for name in ("argsrepr", "kwargsrepr", "shadow", "root_id", "parent_id", "group", "origin")
+    },
+    "a body that is an object": (
+        message(payload={"args": []}),
+        "body: expected a list of three: arguments, keyword arguments, options",
+    ),
+    "a body of two": (
+        message(payload=[[], {}]),
+        "body: expected a list of three: arguments, keyword arguments, options",
+    ),
+    "a body of three letters": (
+        message(payload="abc"),
+        "body: expected a list of three: arguments, keyword arguments, options",
+    ),
+    "arguments that are text": (
+        message(payload=["x", {}, {}]),
+        "body: expected a list of arguments and an object of keyword arguments",
+    ),
+    "keyword arguments that are a list": (
+        message(payload=[[], [], {}]),
+        "body: expected a list of arguments and an object of keyword arguments",
+    ),
+    "options that are a list": (
+        message(payload=[[], {}, []]),
+        "body: options are list (expected an object)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD.values(), ids=BAD)
+def test_what_celery_could_not_be_given_is_named(bad: Any, said: str) -> None:
+    assert problem(bad) == said
+
+
+def test_a_body_that_cannot_be_decoded_is_named() -> None:
+    class Undecodable(SimpleNamespace):
+        @property
+        def payload(self) -> Any:
+            raise LookupError("unknown encoding: klingon")
+
+    parts = vars(message())
+    del parts["payload"]
+    assert problem(Undecodable(**parts)) == "body: LookupError: unknown encoding: klingon"
+
+
+class Channel:
+    """A channel's part in setting aside: the order of what it was told."""
+
+    lane = "quick"
+
+    def __init__(self, *, away: bool = False) -> None:
+        self.told: list[Any] = []
+        self.away = away
+        self.leases = self.qos = self
+
+    def set_aside(self, id_: str, report: dict[str, Any]) -> None:
+        if self.away:
+            raise OSError("away")
+        self.told.append((id_, report))
+
+    def settle(self, id_: str) -> None:
+        self.told.append(id_)
+
+
+def test_a_message_is_set_aside_before_its_slot_is_free() -> None:
+    channel = Channel()
+    set_aside(message(channel=channel, delivery_tag="7@x"), "failed", "ValueError: no", "trace")
+    report = {
+        "reason": "failed",
+        "error": "ValueError: no",
+        "traceback": "trace",
+        "task": "echo",
+        "task_id": "1",
+    }
+    assert channel.told == [("7@x", report), "7@x"]
+
+
+def test_a_message_without_headers_is_set_aside_too() -> None:
+    channel = Channel()
+    set_aside(message(channel=channel, delivery_tag="7@x", headers=None), "malformed", "no")
+    assert channel.told[0][1]["task"] is None
+
+
+def test_what_could_not_be_set_aside_keeps_its_slot_and_its_lease() -> None:
+    channel = Channel(away=True)
+    with pytest.raises(OSError, match="away"):
+        set_aside(message(channel=channel, delivery_tag="7@x"), "failed", "no")
+    assert channel.told == []

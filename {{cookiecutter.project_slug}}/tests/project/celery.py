@@ -1,0 +1,5 @@
+from celery import Celery
+
+from .lanes.bind import bind
+
+app = bind(Celery("project", include=[f"{__package__}.tasks"]))
