@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import CDeprecationWarning
+from celery.utils.saferepr import saferepr
 from kombu import Queue
 
 from {{ cookiecutter.package_name }}.lanes.errors import RoutingError
@@ -184,6 +185,24 @@ def test_every_way_of_sending_is_refused_alike(app: Celery) -> None:
 def test_the_home_lane_of_a_task_without_one_is_its_routes(app: Celery) -> None:
     assert home_lane(app.lanes, "reports.build").name == "slow"
     assert home_lane(app.lanes, "anything").name == "quick"
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((), {}), ((1, "two", None), {"three": [4.0, {"five": "\u00e9'\""}]}), ([1], {"x": (2,)})],
+)
+def test_a_message_shows_its_arguments_as_celerys_does(
+    app: Celery, args: Any, kwargs: dict[str, Any]
+) -> None:
+    headers = app.amqp.create_task_message("id", "name", args, kwargs).headers
+    assert headers["argsrepr"] == saferepr(args)
+    assert headers["kwargsrepr"] == saferepr(kwargs)
+
+
+def test_long_arguments_are_cut_and_hidden_ones_stay_hidden(app: Celery) -> None:
+    create = app.amqp.create_task_message
+    assert create("id", "name", ("x" * 5000,)).headers["argsrepr"] == f"('{'x' * 1022}"
+    assert create("id", "name", ("secret",), argsrepr="***").headers["argsrepr"] == "***"
 
 
 def seconds_from_now(moment: str) -> float:

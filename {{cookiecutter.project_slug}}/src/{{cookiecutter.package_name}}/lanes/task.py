@@ -11,7 +11,7 @@ from kombu.serialization import dumps
 from redis.exceptions import RedisError
 
 from .errors import RoutingError, SendError
-from .routing import home_lane, stamp
+from .routing import home_lane, shown, stamp
 
 #: Messages in one pipeline of `send_many`.
 BATCH = 1000
@@ -108,7 +108,7 @@ class Task(celery.Task[..., Any]):
             for arguments in batch:
                 self.__header__(*arguments)  # raises TypeError, as `delay` does
                 id_ = uuid()
-                own = {"id": id_, "root_id": id_, "argsrepr": f"{arguments!r:.1024}"}
+                own = {"id": id_, "root_id": id_, "argsrepr": shown(arguments)}
                 content_type, encoding, body = dumps((arguments, kwargs, options), "json")
                 pipeline.publish(
                     channel.prepare_message(
