@@ -96,6 +96,48 @@ def test_without_a_result_backend_a_task_runs_once_and_the_worker_goes_on(
     assert not fleet.dead(), "a task that did its work is no dead letter"
 
 
+@pytest.mark.stock("the worker ends")
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_server_without_memory_is_drained(
+    make_fleet: MakeFleet, server: Server, pool: str
+) -> None:
+    """It refuses whatever may take memory. Seen before: the worker ended, and nothing drained."""
+    fleet = make_fleet(concurrency=2, lease="1s", pool=pool)
+    process = fleet.start()
+    names = [f"t{number}" for number in range(40)]
+    fleet.send(*(message("tick", [name, 0.1], ignore_result=False) for name in names))
+    fleet.send(message("fail_late", ["late", 0.1]))
+    server.redis.config_set("maxmemory", 1)
+    assert len(fleet.ledger.ended) < 40
+    wait_until(lambda: len(fleet.ledger.started) == 41 or not alive(process), "all to run")
+    assert alive(process), process.log
+    fleet.await_idle()
+    fleet.assert_all_ran(names, 0, "no memory")
+    assert fleet.stock or [letter.task for letter in fleet.dead()] == ["fail_late"]
+    server.redis.config_set("maxmemory", 0)
+    fleet.run_good("the shortage")
+
+
+@pytest.mark.stock("the worker ends")
+def test_a_worker_waits_for_a_server_that_refuses_to_write(
+    make_fleet: MakeFleet, server: Server
+) -> None:
+    """At its start, and in the middle of its work. Seen before: it ended."""
+    server.redis.config_set("maxmemory", 1)
+    fleet = make_fleet(concurrency=2, lease="1s")
+    process = fleet.start(ready=False)
+    process.await_log("the broker refuses: ")
+    server.redis.config_set("maxmemory", 0)
+    fleet.run_good("a start without memory")
+    # As one that must copy each write to a replica, and has none; or could not write to its disk.
+    server.redis.config_set("min-replicas-to-write", 1)
+    process.await_log("the broker refuses: NOREPLICAS")
+    server.redis.config_set("min-replicas-to-write", 0)
+    fleet.run_good("a time without replicas")
+    fleet.await_idle()
+    assert alive(process), process.log
+
+
 @pytest.mark.ours_only("stock keeps no dead letters")
 def test_an_expired_part_of_a_chord_holds_up_nobody_without_a_result_backend(
     make_fleet: MakeFleet,

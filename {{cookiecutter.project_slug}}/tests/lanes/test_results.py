@@ -38,7 +38,7 @@ def test_a_result_that_cannot_be_kept_is_lost_with_a_line_of_log_and_no_more(
 
     monkeypatch.setattr(RedisBackend, "store_result", away)
     assert bound(LANES).backend.store_result("some-id", "answer", "SUCCESS") == "answer"
-    assert caplog.messages == ["the result of some-id is lost, the backend is away: refused"]
+    assert caplog.messages == ["the result of some-id is lost, the backend failed: refused"]
 
 
 def test_sending_does_not_need_the_place_where_results_are_kept(

@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -119,4 +120,19 @@ def test_a_broker_that_is_down_is_one_line_and_exit_1(tmp_path: Path) -> None:
         f"broker redis://:***@127.0.0.1:{port}/0 does not answer "
         f"(Error {errno.ECONNREFUSED} connecting to 127.0.0.1:{port}. Connection refused.); "
         "start it, or set BROKER_URL\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["status"], ["pause", "quick"]])
+def test_a_broker_that_refuses_is_one_line_and_exit_1(
+    project: Project, broker: Any, command: list[str]
+) -> None:
+    """Even to be asked who is there, workers need an answer's key. Seen before: a traceback."""
+    broker.redis.config_set("maxmemory", 1)
+    result = project.run(*command)
+    assert result.returncode == 1
+    assert re.fullmatch(
+        rf"broker {broker.url} refuses \(command not allowed when used memory > 'maxmemory'\..*\); "
+        r"docs/delivery\.md says what can be done\n",
+        result.stderr,
     )

@@ -56,6 +56,8 @@ def bind(app: Celery) -> Celery:
         # An outage of any length is waited out; Celery's default gives up after 100 tries.
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
+        # So is a broker that refuses to write, for want of memory, disk or replicas.
+        broker_channel_error_retry=True,
         # A queue that no lane consumes would keep its messages for ever.
         task_create_missing_queues=False,
         task_queues=[Queue(lane.queue) for lane in lanes],

@@ -9,6 +9,7 @@ import logging
 import numbers
 import select
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -16,10 +17,18 @@ from typing import Any
 import celery.worker.consumer
 import celery.worker.request
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
-from celery.exceptions import Ignore, NotRegistered, Reject, Retry, TimeLimitExceeded
+from celery.exceptions import (
+    CPendingDeprecationWarning,
+    Ignore,
+    NotRegistered,
+    Reject,
+    Retry,
+    TimeLimitExceeded,
+)
 from kombu.asynchronous import get_event_loop
 
 _HEARING = 2.0  # seconds, at most, to hear from children that were just given a task
+_REFUSED = 1.0  # seconds until a broker that answers, and refuses, is asked again
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +124,7 @@ class Consumer(celery.worker.consumer.Consumer):
     """Celery's consumer behind the firewall."""
 
     connection_errors: tuple[type[Exception], ...]
+    channel_errors: tuple[type[Exception], ...]
     app: Any
     pool: Any
     ensure_connected: Any
@@ -145,6 +155,15 @@ class Consumer(celery.worker.consumer.Consumer):
             heartbeat=heartbeat, transport_options=self.app.lease_options
         )
         return self.ensure_connected(connection)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Without Celery's warning that what runs will be run again: leases outlive this."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
+        if isinstance(exc, self.channel_errors):
+            logger.warning("the broker refuses: %s", exc)
+            time.sleep(_REFUSED)
 
     def on_close(self) -> None:
         """Called when the worker stops or its connection is lost."""

@@ -44,6 +44,6 @@ class SendError(LanesError):
 
 
 class BrokerError(LanesError):
-    """Raised when the broker does not answer."""
+    """Raised when the broker does not answer, or refuses."""
 
     exit_code = 1

@@ -12,6 +12,7 @@ from celery import current_app
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend, SentinelBackend
 from kombu.serialization import loads
+from redis.exceptions import ResponseError
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,11 @@ class _Losing:
 
     connection_errors: tuple[type[Exception], ...]
     result_consumer: Any
+
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """Away, or there and refusing, for want of memory or disk."""
+        return (*self.connection_errors, ResponseError)
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:  # noqa: ARG002
         """Nothing; Celery subscribes to the result here, and again when somebody waits for it.
@@ -51,16 +57,16 @@ class _Losing:
         """As Celery's, which raises here: the worker would take it for the loss of its broker."""
         try:
             return super().on_chord_part_return(request, *arguments, **options)  # type: ignore[misc]
-        except self.connection_errors as error:
-            logger.error("a chord will not end, the backend is away: %s: %s", request.id, error)  # noqa: TRY400 - one line
+        except self._failures as error:
+            logger.error("a chord will not end, the backend failed: %s: %s", request.id, error)  # noqa: TRY400 - one line
             return None
 
     def store_result(self, task_id: str, result: Any, state: str, **options: Any) -> Any:
         """As Celery's, which raises here: the task that has ended well would count as failed."""
         try:
             return super().store_result(task_id, result, state, **options)  # type: ignore[misc]
-        except self.connection_errors as error:
-            logger.error("the result of %s is lost, the backend is away: %s", task_id, error)  # noqa: TRY400 - one line
+        except self._failures as error:
+            logger.error("the result of %s is lost, the backend failed: %s", task_id, error)  # noqa: TRY400 - one line
             return result
 
 

@@ -42,16 +42,20 @@ def broker(app: Any) -> Iterator[Any]:
     """A redis-py client of the broker.
 
     Raises:
-        BrokerError: when the broker does not answer, now or within the block.
+        BrokerError: when the broker does not answer, or refuses, now or within the block.
     """
+    url = redacted(app.conf.broker_url)
     with app.connection_for_read() as connection:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
             yield connection.default_channel.client
         except (OperationalError, *connection.connection_errors) as error:
-            url = redacted(app.conf.broker_url)
             raise BrokerError(
                 f"broker {url} does not answer ({error}); start it, or set BROKER_URL"
+            ) from None
+        except connection.channel_errors as error:
+            raise BrokerError(
+                f"broker {url} refuses ({error}); docs/delivery.md says what can be done"
             ) from None
 
 
@@ -59,7 +63,7 @@ def read(app: Any) -> list[LaneStatus]:
     """The state of every lane, in the order of lanes.toml.
 
     Raises:
-        BrokerError: when the broker does not answer.
+        BrokerError: when the broker does not answer, or refuses.
     """
     with broker(app) as redis:
         kept = [(lane, *_kept(redis, lane)) for lane in app.lanes]

@@ -135,6 +135,7 @@ class LeasedChannel(kombu_redis.Channel):
     _in_flight: list[str] = []  # noqa: RUF012 - names of the commands that have no reply yet
     _full = False  # the last fetch got all it asked for: there may be more
     _paused = False
+    _unwaited = False  # the server refused to wait: it has no memory, and a move may need some
     _skimming = False  # none of what was fetched was due: by slots, the rest would take for ever
     _telling: list[str] = []  # noqa: RUF012 - acknowledged by the exchange in flight
     _kept_client: Any = None
@@ -202,11 +203,13 @@ class LeasedChannel(kombu_redis.Channel):
         self._telling = []
         if self._full:
             self._telling = leases.take_done()
+        elif self._paused or self._unwaited:
+            # For a list that is never there: a paused lane's may be full. It moves nothing.
+            commands.append(("BRPOP", leases.store.keys("never"), _WAIT))
         else:
-            # From the end of the list to the same end: it wakes us and changes nothing. A paused
-            # lane's list may be full, so it waits on one that is never there.
-            waited = leases.store.keys("never") if self._paused else leases.store.keys.queue
-            commands.append(("BLMOVE", waited, waited, "RIGHT", "RIGHT", _WAIT))
+            # From the end of the list to the same end: it wakes us and changes nothing.
+            queue = leases.store.keys.queue
+            commands.append(("BLMOVE", queue, queue, "RIGHT", "RIGHT", _WAIT))
         # Sent with the wait, and run by the server when that ends: what wakes us comes with it.
         names, args = self._exchange_keys, (self._asked, leases.lease, leases.owner)
         commands.append(("EVALSHA", _EXCHANGE_SHA, len(names), *names, *args, *self._telling))
@@ -261,12 +264,16 @@ class LeasedChannel(kombu_redis.Channel):
         connection, self._in_poll = self.client.connection, None
         refused: ResponseError | None = None
         reply: Any = None
+        self._unwaited = False
         try:
             for command in self._in_flight:
                 try:
                     reply = self.client.parse_response(connection, command)
                 except ResponseError as error:  # the reply to the next command comes all the same
-                    refused, reply = refused or error, []
+                    if command == "BLMOVE":
+                        self._unwaited = True
+                    else:
+                        refused, reply = refused or error, []
         except Exception:
             self._not_told()
             connection.disconnect()  # a reply that was not read may still come
@@ -300,6 +307,11 @@ class LeasedChannel(kombu_redis.Channel):
         if self._in_flight:
             self.leases.not_told(self._telling)
             self._in_flight = []
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """A server that refuses is asked again; kombu's poller logs a traceback each second."""
+        with suppress(ResponseError):
+            super().maybe_refresh_binding_expiry()  # type: ignore[misc]
 
     def close(self) -> None:
         """Without kombu's last read, which would deliver what nobody is there to run."""

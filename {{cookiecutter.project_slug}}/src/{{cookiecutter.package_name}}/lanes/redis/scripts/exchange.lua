@@ -5,6 +5,9 @@
 -- Returns {"paused"}, or the new leases: {id, message, id, message, ...}
 local wanted = tonumber(ARGV[1])
 
+-- 0. A server without memory refuses a script whose first write may need some; ZREM needs none.
+redis.call('ZREM', KEYS[6], '')
+
 -- 1. Done with: the message, its lease, and its count of deliveries if it ever came back.
 if #ARGV > 3 then
   local counted = redis.call('EXISTS', KEYS[7]) == 1

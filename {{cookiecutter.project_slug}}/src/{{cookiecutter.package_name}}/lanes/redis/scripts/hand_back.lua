@@ -3,6 +3,10 @@
 -- ARGV: how many deliveries make a message poison (0: do not count this one), "expired" to pass
 --       over leases that have been renewed since, then ids, oldest first
 -- Returns {how many went back, and of each that is poison, which stays: id, deliveries, message}
+
+-- A server without memory refuses a script whose first write may need some; ZREM needs none.
+redis.call('ZREM', KEYS[3], '')
+
 local most = tonumber(ARGV[1])
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6

@@ -1,6 +1,10 @@
 -- Leased messages are not due yet: put them where the delayed ones wait.
 -- KEYS: leased, leases, delayed
 -- ARGV: id, when it is due in seconds since 1970, id, ...
+
+-- A server without memory refuses a script whose first write may need some; ZREM needs none.
+redis.call('ZREM', KEYS[2], '')
+
 for index = 1, #ARGV, 2 do
   local message = redis.call('HGET', KEYS[1], ARGV[index])
   if message then
