@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.metadata
+import warnings
 from typing import Any
 
 from celery import Celery
@@ -152,7 +153,8 @@ def _configure_worker(
             f"tested with {TESTED_KOMBU}x",
             flush=True,
         )
-    # What Celery says past its log, when it stops, has no lane in front.
+    # What Celery says past its log, before that is set up and when it stops, has no lane in front.
+    warnings.showwarning = functools.partial(_show_warning, lane)
     celery_worker: Any = importlib.import_module("celery.apps.worker")  # of no use to a sender
     say = celery_worker.safe_say
     celery_worker.safe_say = lambda text, *to: say(f"{lane.name} | {text}", *to)
@@ -160,6 +162,11 @@ def _configure_worker(
     conf.worker_task_log_format = (
         f"{lane.name} | %(asctime)s %(levelname)s %(task_name)s[%(task_id)s] %(message)s"
     )
+
+
+def _show_warning(lane: Lane, message: Any, category: type[Warning], *_: Any) -> None:
+    """In one line; Celery's to root has nine, of which the first names a file of its own."""
+    print(f"{lane.name} | {category.__name__}: {' '.join(str(message).split())}", flush=True)
 
 
 def _checking_lane(define: Any, lanes: Lanes) -> Any:
