@@ -23,7 +23,8 @@ from systemd_container import (
     write_units,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("systemd")]
+# Ten rolling restarts under load take two minutes where nothing else runs.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("systemd")]
 
 WATCHDOG = 8  # seconds: an operator's drop-in; the units say 30
 START = 15  # seconds, likewise; a busy machine imports Celery for half of it, in slow
