@@ -46,7 +46,7 @@ def free_port() -> int:
     that systems give to connections, and its namesake of UDP, bound here, keeps it from others.
     """
     while True:
-        port = 20_000 + secrets.randbelow(10_000)
+        port = 10_000 + secrets.randbelow(6000)
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             claim.bind(("127.0.0.1", port))
