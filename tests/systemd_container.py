@@ -397,7 +397,7 @@ class Load:
 
     def outcome(self) -> tuple[list[str], list[str], list[str]]:
         """The tasks lost, killed while they ran, and run to the end twice, when all is done."""
-        eventually(self._over, "nothing waits and nothing runs")
+        eventually(self._over, "nothing waits and nothing runs", 240)
         starts, ends = (Counter(self.broker.records(key)) for key in ("started", "ended"))
         lost = [name for name in self.sent if not ends[name]]
         killed = [name for name in self.sent if starts[name] > ends[name]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from processes import broker, eventually, fleet, free_port
+from processes import PATIENCE, broker, eventually, fleet, free_port
 from support import succeed
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,8 @@ class Watched:
 
     def ask(self, path: str) -> dict[str, Any]:
         """What Flower's API answers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/{path}", timeout=30) as got:
+        url = f"http://127.0.0.1:{self.port}/api/{path}"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as got:
             return dict(json.load(got))
 
     def pause(self, lane: str) -> None:

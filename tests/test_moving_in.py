@@ -16,7 +16,8 @@ import pytest
 from processes import Process, broker, eventually, fleet
 from support import run, succeed
 
-pytestmark = pytest.mark.slow
+# The first test waits for the whole move, some twenty conditions one after the other.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CELERY = """\
 import os
@@ -308,7 +309,7 @@ def share_the_queue(move: Move, lanes_toml: Path) -> Process:
     move.seen["lanes"] = move.sh(move.here, move.page.block("sh", "acme-tasks units"))
     move.seen["unit"] = (move.here / "deploy/systemd/acme-tasks-old@.service").exists()
     *move.workers, sharing = move.lanes("slow", "quick", "old")
-    move.seen["status"] = move.status()
+    move.seen["status"] = eventually(lambda: all_answer(move), "all four workers to answer")
     before = max(move.sent)
 
     def both_work() -> bool:
@@ -318,6 +319,12 @@ def share_the_queue(move: Move, lanes_toml: Path) -> Process:
     eventually(both_work, "old and new workers to share the queue")
     eventually(move.held, "the old worker to hold some that are not due")
     return sharing
+
+
+def all_answer(move: Move) -> dict[str, Any] | None:
+    """The status, once each worker has answered within the second that it waits for them."""
+    status = move.status()
+    return status if sum(lane["workers"] for lane in status.values()) >= 4 else None
 
 
 def switch_senders(move: Move, sender: Process) -> None:
@@ -344,7 +351,9 @@ def switch_senders(move: Move, sender: Process) -> None:
 
 
 def at_work(move: Move) -> int:
-    return sum(lane["running"] + lane["waiting"] for lane in move.status().values())
+    """Tasks that run, wait, or are held: a failure is told before its dead letter is there."""
+    held = sum(move.redis.hlen(f"lanes:{lane}:leased") for lane in ("slow", "quick", "old"))
+    return int(held + sum(each["running"] + each["waiting"] for each in move.status().values()))
 
 
 def test_names_that_were_not_brought_are_told(move: Move) -> None:
@@ -415,7 +424,8 @@ def test_nothing_is_left_in_the_end(move: Move) -> None:
 def test_there_is_a_way_back_and_what_a_killed_worker_held_is_put_back(move: Move) -> None:
     """Comes last: it stops the lanes."""
     delay = "from acme_tasks.tasks import send_mail; [send_mail.apply_async(({},), countdown={})]"
-    for number, countdown in ((-41, 5), (-42, 3600)):
+    # The lanes' workers are to have ended when the last is due.
+    for number, countdown in ((-42, 3600), (-41, 15)):
         move.sh(move.here, f"python -c '{delay.format(number, countdown)}'")
     for worker in move.workers:
         worker.end()

@@ -14,7 +14,7 @@ RUNS = {name: () if name in WHOLE else WITHOUT_BROKER for name in BAKES}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(("name", "only"), RUNS.items(), ids=RUNS)
 def test_a_project_passes_its_own_tests(
     template: Path, env: dict[str, str], tmp_path: Path, name: str, only: tuple[str, ...]

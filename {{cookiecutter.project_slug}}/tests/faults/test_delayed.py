@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from conftest import MakeFleet
 from harness import wait_until
-from support import SOAK, Fleet, message, resident, ticks
+from support import NOISE, SOAK, Fleet, message, resident, ticks
 
 
 def _due(seconds: float) -> str:
@@ -33,7 +33,7 @@ def test_tasks_of_the_far_future_cost_the_worker_no_memory(
     fleet.send(*_delayed(names, 3600))
     behind = [f"behind{number}" for number in range(150)]
     fleet.send(*ticks(behind))
-    fleet.await_ended(behind, f"what is behind {count} delayed ones", 120)
+    fleet.await_ended(behind, f"what is behind {count} delayed ones")
     if not fleet.stock:
         wait_until(lambda: fleet.redis.zcard(fleet.keys("delayed")) == count, "all to be delayed")
     grown = resident(process.process.pid) - before
@@ -68,15 +68,15 @@ def test_due_tasks_start_on_time_beside_immediate_ones(make_fleet: MakeFleet) ->
     fleet = make_fleet(concurrency=4)
     fleet.start()
     names = [f"t{number}" for number in range(10)]
-    due = time.time() + 2
-    fleet.send(*_delayed(names, 2))
+    due = time.time() + 4
+    fleet.send(*_delayed(names, 4))
     fleet.run_good("delayed ones")
     assert not set(names) & fleet.ledger.started.keys()
     fleet.await_ended(names, "all to be due")
     late = [fleet.ledger.when(name)[0] - due for name in names]
     print(f"late by {min(late):.2f} to {max(late):.2f} s")
     assert min(late) > -0.1
-    assert max(late) < 1.5  # 1 s claimed, and what a busy machine adds
+    assert max(late) < 1 + NOISE
     fleet.assert_all_ran(names, 0)
 
 

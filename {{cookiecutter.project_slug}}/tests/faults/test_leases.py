@@ -2,11 +2,12 @@
 
 import os
 import signal
+import time
 
 import pytest
 from conftest import MakeFleet
-from harness import wait_until
-from support import alive, ticks, until
+from harness import PATIENCE, wait_until
+from support import alive, message, ticks
 
 
 @pytest.mark.stock("runs twice, side by side, with each pool")
@@ -14,9 +15,9 @@ from support import alive, ticks, until
 def test_a_task_of_ten_leases_runs_once(make_fleet: MakeFleet, pool: str) -> None:
     """With another worker that would take it."""
     limits = {} if pool == "prefork" else {"pool": pool}
-    fleet = make_fleet(concurrency=1, lease="200ms", **limits)
+    fleet = make_fleet(concurrency=1, lease="800ms", **limits)
     fleet.start()
-    fleet.send(*ticks(["long"], 2.0))
+    fleet.send(*ticks(["long"], 8.0))
     wait_until(lambda: fleet.ledger.started, "it to run")
     # Stock looks for overdue messages each 100 s and at a start, so the other one starts now.
     other = fleet.start(instance=2)
@@ -34,13 +35,15 @@ def test_a_short_lease_leaves_the_other_lanes_tasks_alone(make_fleet: MakeFleet)
     long = make_fleet(name="long", lease="60s")
     holder = long.start()
     short.start()
-    long.send(*ticks(["patient"], 2.0))
+    long.send(message("hold", ["patient"]))
     wait_until(lambda: long.ledger.started, "it to run")
     os.kill(holder.process.pid, signal.SIGSTOP)
-    elapsed = until(lambda: long.ledger.ended, "its child to end")
+    # Two looks of the other lane's worker and more, each of which takes what is overdue.
+    time.sleep(2 * short.lane.lease)
     for number in range(8):
         short.run_good(f"{number} tasks of the other lane")
-    assert elapsed > short.lane.lease
+    long.mend("patient")
+    wait_until(lambda: long.ledger.ended, "its child to end")
     assert long.held() == 1
     os.kill(holder.process.pid, signal.SIGCONT)
     long.await_idle()
@@ -58,7 +61,7 @@ def test_a_worker_stopped_for_two_leases_and_continued_goes_on(make_fleet: MakeF
     os.killpg(stopped.process.pid, signal.SIGSTOP)
     held = fleet.held()
     # Until the other has done all of it, which takes two leases: one to run out, and its tasks.
-    fleet.await_ended(names, "the other to take all", 150 if fleet.stock else 30)
+    fleet.await_ended(names, "the other to take all", 150 if fleet.stock else PATIENCE)
     os.killpg(stopped.process.pid, signal.SIGCONT)
     fleet.await_idle()
     os.killpg(other.process.pid, signal.SIGKILL)
@@ -74,7 +77,7 @@ def test_a_worker_stopped_alone_keeps_its_tasks(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(concurrency=2, prefetch=2, lease="500ms")
     stopped = fleet.start()
     names = [f"t{number}" for number in range(8)]
-    fleet.send(*ticks(names, 0.3))
+    fleet.send(*(message("hold", [name]) for name in names))
     wait_until(lambda: len(fleet.ledger.started) >= 2, "the first to run")
     os.killpg(stopped.process.pid, signal.SIGSTOP)
     overdue = fleet.keys("leases")
@@ -85,6 +88,8 @@ def test_a_worker_stopped_alone_keeps_its_tasks(make_fleet: MakeFleet) -> None:
         "two leases",
     )
     os.killpg(stopped.process.pid, signal.SIGCONT)
+    for name in names:
+        fleet.mend(name)
     fleet.await_idle()
     assert alive(stopped)
     fleet.assert_all_ran(names, 0, "stopped alone")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeFleet
-from harness import Process, wait_until
+from harness import PATIENCE, Process, wait_until
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 from payloads import NAN, corpus
@@ -32,7 +32,7 @@ def test_nothing_in_a_corpus_ends_the_worker_or_vanishes(
     names = list(cases)
     for part in (names[start : start + size] for start in range(0, len(names), size)):
         fleet.send(*(cases[name] for name in part))
-        harm = _harm(fleet, process, {name: cases[name] for name in part}, 4 if stock else 20)
+        harm = _harm(fleet, process, {name: cases[name] for name in part}, 4 if stock else PATIENCE)
         if harm:
             wrong |= dict.fromkeys(part, harm)
             fleet.close()

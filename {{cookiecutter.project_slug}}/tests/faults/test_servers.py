@@ -25,9 +25,10 @@ def _exercise(fleet_of: MakeFleet, server: Server, **lane: object) -> None:
     fleet.send(message("tick", ["delayed"], eta=due), message("fail", ["dead"]), *ticks(["first"]))
     fleet.await_ended(["first", "delayed"], "the first and the delayed")
     assert [letter.reason for letter in fleet.await_dead(1)] == ["failed"]
-    fleet.send(*ticks(["rescued"], 1.0))
+    fleet.send(message("hold", ["rescued"]))
     wait_until(lambda: fleet.ledger.started["rescued"], "it to run")
     fleet.kill(killed)
+    fleet.mend("rescued")
     # Of another name, so that it waits for the lease to run out.
     other = fleet.start(instance=2)
     fleet.await_ended(["rescued"], "a rescue")

@@ -164,7 +164,7 @@ def test_a_small_run_shows_the_difference(
     for name in ("PYTHONPATH", "LANES_FILE"):
         monkeypatch.setenv(name, project.variables[name])
     for module in (experiment, plot):
-        for name, value in {"ROUNDS": 1, "ROUND_TIME": 1, "CUT_OFF": 2.0}.items():
+        for name, value in {"ROUNDS": 1, "ROUND_TIME": 1, "CUT_OFF": 6.0}.items():
             monkeypatch.setattr(module, name, value)
     steps: list[str] = []
 

@@ -27,7 +27,9 @@ concurrency = 1
 concurrency = 1
 prefetch = 1
 """
-READY = ("slow-1@.* ready", "quick-1@.* ready")
+# To the end of a word: pexpect lets a dot stand for the end of a line, and what was read at once
+# may have the other lane in its next.
+READY = (r"slow-1@\S+ ready", r"quick-1@\S+ ready")
 
 
 def processes() -> dict[int, tuple[int, str]]:
@@ -139,7 +141,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     go = folder / "go"
     with terminal(project) as first:
         app.send_task("hold", (0, str(seen["slow"])), lane="slow", ignore_result=True)
-        first.read_until("slow .* succeeded")
+        first.read_until(r"slow \| [^\n]* succeeded")
         second = project.run("workers")
         # One lane's worker dies.
         (pid,) = (
@@ -148,9 +150,9 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
             if parent == first.child.pid and "--hostname=slow-1@" in args
         )
         os.kill(pid, signal.SIGKILL)
-        first.read_until("slow-1@.* ready")
+        first.read_until(READY[0])
         # A task runs and another waits behind it at Ctrl-C.
-        app.send_task("hold", (2, str(seen["running"])), ignore_result=True)
+        app.send_task("hold", (6, str(seen["running"])), ignore_result=True)
         wait_until(seen["running"].exists, "the task to begin")
         app.send_task("hold", (0, str(seen["waiting"])), ignore_result=True)
         exit_code = first.ctrl_c()
@@ -167,7 +169,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     with terminal(project) as closed:
         wait_until(lambda: seen["long"].read_text().count("run") == 2, "it to run again")
         go.touch()
-        closed.read_until("hold_until.* succeeded")
+        closed.read_until(r"hold_until\S* succeeded")
         closed.look()
         closed.child.ptyproc.fileobj.close()  # SIGHUP, as when the window is closed
         closed_left = wait_for_none(closed)
@@ -216,7 +218,7 @@ def test_every_line_of_log_tells_its_lane(evidence: Evidence) -> None:
 
 def test_ctrl_c_lets_the_running_task_finish(evidence: Evidence) -> None:
     after = evidence.first.text.partition("^C")[2]
-    assert re.search(r"quick \| .* INFO Task hold\[.*\] succeeded in 2\.", after)
+    assert re.search(r"quick \| .* INFO Task hold\[.*\] succeeded in \d+\.", after)
 
 
 def test_ctrl_c_ends_everything_with_exit_code_0(evidence: Evidence) -> None:
@@ -230,13 +232,15 @@ def test_ctrl_c_ends_everything_with_exit_code_0(evidence: Evidence) -> None:
 
 def test_ctrl_c_says_what_a_second_one_does(evidence: Evidence) -> None:
     after = evidence.first.text.partition("^C")[2]
-    assert after.splitlines()[0] == "stopping; Ctrl-C again hands running tasks back"
+    # A line that a lane had logged before may still be on its way to the terminal.
+    said = after.splitlines().index("stopping; Ctrl-C again hands running tasks back")
+    assert not [line for line in after.splitlines()[:said] if "Warm shutdown" in line]
 
 
 def test_a_second_ctrl_c_hands_running_tasks_back(evidence: Evidence) -> None:
     assert evidence.hurried_exit_code == 0
     assert evidence.hurried_left == {}
-    assert "hold_until" not in evidence.hurried.text.partition("^C")[2]  # it did not finish
+    assert not re.search(r"hold_until\S* succeeded", evidence.hurried.text)
     assert "valkey | stopped" in evidence.hurried.text
     assert evidence.handed_back == ["run", "run"]
 

@@ -108,7 +108,7 @@ def hold(name: str) -> None:
 def ask_workers(name: str) -> None:
     """Which workers answer, asked by one of their own tasks."""
     note("start", name)
-    answer(name, app.control.inspect(timeout=1).ping())
+    answer(name, app.control.inspect(timeout=4).ping())
     note("end", name)
 
 
@@ -121,7 +121,7 @@ def use_mailbox(name: str) -> None:
         with connect() as connection, connection.SimpleQueue("other") as mailbox:
             mailbox.put({"from": connect.__name__})
             try:
-                letter = mailbox.get(timeout=5)
+                letter = mailbox.get(timeout=30)
             except mailbox.Empty:
                 got.append(None)
             else:
