@@ -93,6 +93,21 @@ def leased(redis: Any) -> int:
     return int(redis.hlen(KEYS("leased")))
 
 
+def test_a_server_that_lost_its_data_gives_no_lease_of_an_id_that_is_still_at_work(
+    make_worker: MakeWorker, broker: Any
+) -> None:
+    """Seen before: the end of the old task acknowledged the new one, which a kill then lost."""
+    worker = make_worker()
+    send(broker.redis, "old")
+    worker.turn()
+    broker.redis.flushdb()
+    send(broker.redis, "new")
+    worker.turn()
+    old, _new = worker.got
+    old.ack()
+    assert leased(broker.redis) == 1
+
+
 def test_a_reply_that_is_read_when_others_have_its_message_is_not_delivered(
     broker: Any, make_worker: MakeWorker
 ) -> None:

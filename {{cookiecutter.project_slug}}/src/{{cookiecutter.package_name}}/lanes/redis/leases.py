@@ -50,6 +50,7 @@ class Leases:
         self.concurrency = concurrency
         self.max_deliveries, self.dead_cap, self.dead_age = max_deliveries, dead_cap, dead_age
         self.held: dict[str, None] = {}  # ids, in the order in which they were taken
+        self.last = 0  # the highest number of a lease that was held
         self._done: list[str] = []  # ids to acknowledge with the next exchange
         self._untold: dict[str, str] = {}  # ids to "acknowledge" or to "hand_back"
         self._letters: dict[str, dict[str, Any]] = {}  # reports of dead letters, by id, untold
@@ -57,6 +58,11 @@ class Leases:
         # Of two workers of one name, the earlier cannot be alive: no need to wait for its leases.
         self._take_back(store.owned(owner))
         threading.Thread(target=self._keep, name="leases", daemon=True).start()
+
+    def hold(self, ids: list[str]) -> None:
+        """Renew these from now on; `ids` in the order in which they were taken."""
+        self.held.update(dict.fromkeys(ids))
+        self.last = max([self.last, *map(_number, ids)])
 
     def acknowledge(self, id_: str, *, at_once: bool) -> None:
         """Forget a message that is done with; unless `at_once`, somebody tells Redis shortly."""

@@ -61,7 +61,7 @@ class Store:
     def acknowledge(self, ids: Sequence[str]) -> None:
         """Forget messages that are done with."""
         if ids:
-            self._run("exchange", EXCHANGE_KEYS, (0, 0, "", *ids))
+            self._run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, *ids))
 
     def renew(self, ids: Sequence[str], lease: float) -> list[str]:
         """Give leases `lease` seconds from now; returns those not taken back, which stay gone."""

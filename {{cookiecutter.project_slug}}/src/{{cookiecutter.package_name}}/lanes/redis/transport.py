@@ -208,7 +208,7 @@ class LeasedChannel(kombu_redis.Channel):
             waited = leases.store.keys("never") if self._paused else leases.store.keys.queue
             commands.append(("BLMOVE", waited, waited, "RIGHT", "RIGHT", _WAIT))
         # Sent with the wait, and run by the server when that ends: what wakes us comes with it.
-        names, args = self._exchange_keys, (self._asked, leases.lease, leases.owner)
+        names, args = self._exchange_keys, (self._asked, leases.lease, leases.owner, leases.last)
         commands.append(("EVALSHA", _EXCHANGE_SHA, len(names), *names, *args, *self._telling))
         connection = self.client.connection
         self._in_poll, self._brpop_sent_at = connection, monotonic()
@@ -292,7 +292,7 @@ class LeasedChannel(kombu_redis.Channel):
             # The server fetched while this process was busy: some may be another's by now.
             ours = self.leases.store.renew([id_ for id_, _ in fetched], self.leases.lease)
             fetched = [(id_, raw) for id_, raw in fetched if id_ in ours]
-        self.leases.held.update((id_, None) for id_, _ in fetched)
+        self.leases.hold([id_ for id_, _ in fetched])
         return fetched
 
     def _not_told(self) -> None:
