@@ -11,6 +11,7 @@ from celery import Celery
 from harness import Project, free_port, wait_until
 
 from {{ cookiecutter.package_name }}.lanes import status
+from {{ cookiecutter.package_name }}.lanes.errors import BrokerError
 from {{ cookiecutter.package_name }}.lanes.routing import SENT_AT
 from {{ cookiecutter.package_name }}.lanes.status import LaneStatus
 
@@ -109,6 +110,24 @@ def test_a_message_of_somebody_else_is_counted_without_an_age(
     broker.redis.lpush("slow_tasks", foreign)
     kept = status._kept(broker.redis, bound(LANES).lanes.get("slow"))
     assert kept == (1, None, 0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        # Seen before: lanes+socket://, which is none of the user's words.
+        ("redis+socket:///nowhere.sock", "Error 2 connecting to /nowhere.sock. No such file or"),
+        # Seen before: 1,500 characters of a client's repr.
+        ("sentinel://127.0.0.1:1/0", "No master found for 'mymaster'); start it"),
+    ],
+)
+def test_a_broker_of_another_kind_that_is_down_is_one_line_too(
+    bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch, url: str, why: str
+) -> None:
+    monkeypatch.setenv("BROKER_URL", url)
+    with pytest.raises(BrokerError) as caught:
+        status.read(bound(LANES))
+    assert str(caught.value).startswith(f"broker {url} does not answer ({why}")
 
 
 def test_a_broker_that_is_down_is_one_line_and_exit_1(tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def broker(app: Any) -> Iterator[Any]:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
             yield connection.default_channel.client
         except (OperationalError, *connection.connection_errors) as error:
-            url = redacted(app.conf.broker_url)
+            url = redacted(app.conf.broker_url.replace("lanes+socket", "redis+socket", 1))
+            why = str(error).partition(" : <")[0]  # a Sentinel's goes on with clients' reprs
             raise BrokerError(
-                f"broker {url} does not answer ({error}); start it, or set BROKER_URL"
+                f"broker {url} does not answer ({why}); start it, or set BROKER_URL"
             ) from None
 
 
