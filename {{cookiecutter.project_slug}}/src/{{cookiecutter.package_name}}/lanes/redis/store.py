@@ -92,6 +92,12 @@ class Store:
         """Ids of the leases that ran out, oldest first; none while owners may still renew."""
         return [id_.decode() for id_ in self._run("overdue", ("leases", "watch"), (lease,))]
 
+    def has_twin(self) -> bool:
+        """Whether another connection has the name that this client's has."""
+        names = {each["id"]: each["name"] for each in self.redis.client_list()}
+        own = names.pop(str(self.redis.client_id()), "")
+        return own != "" and own in names.values()
+
     def owned(self, owner: str) -> list[str]:
         """Ids of the leases that a worker of this node name holds, oldest first."""
         mine = [

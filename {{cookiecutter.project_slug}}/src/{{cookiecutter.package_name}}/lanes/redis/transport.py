@@ -13,6 +13,7 @@ from functools import cached_property
 from queue import Empty
 from time import monotonic
 from typing import Any
+from urllib.parse import quote
 
 from celery.worker import state
 from kombu.transport import redis as kombu_redis
@@ -154,9 +155,12 @@ class LeasedChannel(kombu_redis.Channel):
         """This process's leases in the lane, made at the first use."""
         lane = str(self.lane)
         if lane not in _leases:
-            # A pool of their own: they outlive this channel.
+            # A pool of their own: they outlive this channel. By the name of its connections another
+            # worker of this node name knows that this one is at work.
+            pool = self._get_pool()
+            pool.connection_kwargs["client_name"] = quote(f"lanes:{lane}:{self.owner}")
             _leases[lane] = Leases(
-                Store(Redis(connection_pool=self._get_pool()), Keys(lane, self._lane_queue)),
+                Store(Redis(connection_pool=pool), Keys(lane, self._lane_queue)),
                 owner=self.owner,
                 concurrency=self.concurrency,
                 lease=self.lease,
