@@ -1,5 +1,6 @@
 import errno
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -110,6 +111,19 @@ def test_a_message_of_somebody_else_is_counted_without_an_age(
     broker.redis.lpush("slow_tasks", foreign)
     kept = status._kept(broker.redis, bound(LANES).lanes.get("slow"))
     assert kept == (1, None, 0, 0, False)
+
+
+def test_a_broker_that_accepts_and_says_nothing_is_down(
+    bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen one, or TLS asked of a port without it. Seen before: no end to it."""
+    monkeypatch.setitem(status._PATIENCE, "socket_timeout", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for scheme in ("redis", "rediss"):
+            monkeypatch.setenv("BROKER_URL", f"{scheme}://127.0.0.1:{port}/0")
+            with pytest.raises(BrokerError, match="does not answer"):
+                status.read(bound(LANES))
 
 
 @pytest.mark.parametrize(
