@@ -300,8 +300,11 @@ def test_show_says_which_are_not_there_and_exits_1() -> None:
 def test_retry_says_how_many(redis: Any, app: Celery, letters: list[DeadLetter]) -> None:
     assert outcome(dead("retry", "quick/1")) == (0, "1 message back in their queues\n", "")
     assert redis.lrange("quick_tasks", 0, -1) == [letters[0].message]
-    assert outcome(dead("retry", "quick/1")) == (0, "0 messages back in their queues\n", "")
-    assert outcome(dead("retry", "--all")) == (0, "3 messages back in their queues\n", "")
+    # Seen before: exit code 0, as if they had been there.
+    said = "no such dead letter: quick/1, slow/9\n"
+    told = (1, "1 message back in their queues\n", said)
+    assert outcome(dead("retry", "quick/1", "quick/2", "slow/9")) == told
+    assert outcome(dead("retry", "--all")) == (0, "2 messages back in their queues\n", "")
     assert left(redis, app) == []
     assert (redis.llen("quick_tasks"), redis.llen("slow_tasks")) == (3, 1)
 

@@ -22,6 +22,7 @@ from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from ..errors import UsageError
 from .leases import Leases
 from .store import EXCHANGE, EXCHANGE_KEYS, Keys, Store
 
@@ -131,6 +132,7 @@ class LeasedChannel(kombu_redis.Channel):
     client: Any
     connection: Any
     connection_errors: tuple[type[Exception], ...]
+    global_keyprefix: str
     _create_client: Any
     _get_pool: Any
     _in_flight: list[str] = []  # noqa: RUF012 - names of the commands that have no reply yet
@@ -141,8 +143,10 @@ class LeasedChannel(kombu_redis.Channel):
     _kept_client: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As kombu's."""
+        """As kombu's, which prefixes what is sent, and would not what is fetched."""
         super().__init__(*args, **kwargs)
+        if self.global_keyprefix:
+            raise UsageError("global_keyprefix: use a Redis database of the project's own instead")
         self.QoS = QoS if self.lane else kombu_redis.QoS
 
     @cached_property
