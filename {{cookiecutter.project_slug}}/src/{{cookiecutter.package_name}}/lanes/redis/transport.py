@@ -33,6 +33,13 @@ _MOST = 100  # messages in one fetch, when the consumer sets no limit
 _leases: dict[str, Leases] = {}  # by lane: those of this process
 
 
+def hand_back_all() -> None:
+    """Return all that this process holds, running or not, to its queue."""
+    for leases in _leases.values():
+        leases.tell_done()
+        leases.hand_back(list(leases.held))
+
+
 class Message(virtual.Message):
     """A message that can always be built, so that a malformed one gets as far as the firewall."""
 
