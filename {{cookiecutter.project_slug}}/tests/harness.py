@@ -189,6 +189,10 @@ class Process:
         """SIGTERM to the main process alone, as supervisor does it; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for the end of a process that was told to end; a second SIGTERM would hurry it."""
         try:
             return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -214,4 +218,4 @@ def processes(
             if process.process.poll() is None:
                 process.process.terminate()
         for process in started.values():
-            process.end()
+            process.ended()

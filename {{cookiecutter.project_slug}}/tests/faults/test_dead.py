@@ -117,6 +117,26 @@ def test_a_task_that_rejects_its_message_makes_a_dead_letter(make_fleet: MakeFle
     assert alive(process)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_task_that_exhausts_memory_or_exits_makes_a_dead_letter(
+    make_fleet: MakeFleet, pool: str
+) -> None:
+    """Seen before: the first ended prefork's worker, and threads lost a slot to each."""
+    fleet = make_fleet(concurrency=1, max_deliveries=2, pool=pool)
+    process = fleet.start()
+    fleet.send(message("exhaust", ["a"]), message("leave", ["b"]))
+    fleet.await_dead(2)
+    fleet.run_good("both")
+    fleet.await_idle()
+    assert [(letter.reason, letter.error) for letter in fleet.dead()] == [
+        ("failed", "MemoryError: a is too big"),
+        ("poison", "delivered 2 times, and never acknowledged"),
+    ]
+    assert fleet.ledger.started["a"] == 1
+    assert fleet.ledger.started["b"] == 2
+    assert alive(process)
+
+
 @pytest.mark.parametrize("exchange", ["", "tasks"], ids=["moved", "sent with an exchange"])
 def test_a_retry_of_a_message_from_elsewhere_runs(make_fleet: MakeFleet, exchange: str) -> None:
     """Its retry was refused for a queue that no lane consumes, and neither ran nor was kept."""

@@ -28,6 +28,26 @@ def test_a_task_of_ten_leases_runs_once(make_fleet: MakeFleet, pool: str) -> Non
     fleet.assert_all_ran(["long"], 0, f"ten leases with {pool}")
 
 
+@pytest.mark.ours_only("stock takes nothing back at a start")
+def test_a_second_worker_of_the_same_name_takes_nothing_from_the_first(
+    make_fleet: MakeFleet,
+) -> None:
+    """Seen before: what ran was run again at each start, and after three of them was poison."""
+    fleet = make_fleet(concurrency=2)
+    fleet.start()
+    fleet.send(message("hold", ["held"]))
+    wait_until(lambda: fleet.ledger.started["held"], "it to run")
+    second = fleet.start()
+    names = [f"t{number}" for number in range(20)]
+    fleet.send(*ticks(names, 0.1))
+    fleet.await_ended(names, "what came after")
+    fleet.mend("held")
+    fleet.await_ended(["held"], "its end")
+    fleet.await_idle()
+    fleet.assert_all_ran(["held", *names], 0, "two of one name")
+    assert "another worker is called work-1@" in second.log
+
+
 @pytest.mark.ours_only("stock has one lane for all")
 def test_a_short_lease_leaves_the_other_lanes_tasks_alone(make_fleet: MakeFleet) -> None:
     """The other lane's worker is stopped for longer than the short lease, not than its own."""

@@ -182,6 +182,14 @@ def test_status_shows_what_waits_and_what_is_kept(
     ]
 
 
+def test_a_folder_that_cannot_be_made_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    """Seen before: a traceback."""
+    (tmp_path / "file").touch()
+    told = run("units", "--out", "file/deploy")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr == "file/deploy/supervisor: Not a directory\n"
+
+
 def test_units_can_go_elsewhere(tmp_path: Path) -> None:
     assert run("units", "--out", "other").exit_code == 0
     assert (tmp_path / "other/supervisor/acme.conf").is_file()

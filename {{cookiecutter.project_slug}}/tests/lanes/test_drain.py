@@ -25,10 +25,16 @@ drain = "requeue"
 drain_timeout = "10m"
 [lanes.hurried]
 concurrency = 1
+[lanes.hurried_threads]
+concurrency = 1
+pool = "threads"
+[lanes.hurried_solo]
+pool = "solo"
 [lanes.patient]
 concurrency = 1
 drain_timeout = "200ms"
 """
+HURRIED = ("hurried", "hurried_threads", "hurried_solo")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def broker() -> Iterator[Any]:
 def project(broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """Each test ends the worker of a lane of its own."""
     project = Project(tmp_path_factory.mktemp("drain"), LANES, broker.url)
-    with project.workers("back", "brief", "hurried", "patient"):
+    with project.workers("back", "brief", *HURRIED, "patient"):
         yield project
 
 
@@ -100,19 +106,21 @@ def test_requeue_lets_a_short_task_finish_and_does_not_wait_any_longer(
     assert leased(broker, "brief") == 0
 
 
+@pytest.mark.parametrize("lane", HURRIED)
 def test_a_second_sigterm_hands_back_at_once(
-    app: Celery, project: Project, broker: Any, tmp_path: Path
+    app: Celery, project: Project, broker: Any, tmp_path: Path, lane: str
 ) -> None:
+    """Seen before: with solo the running task failed, with a traceback; threads waited for it."""
     seen = tmp_path / "seen"
-    process = project.started["hurried"]
-    sent = app.send_task("hold", (10 * PATIENCE, str(seen)), lane="hurried", ignore_result=True)
+    process = project.started[lane]
+    sent = app.send_task("hold", (10 * PATIENCE, str(seen)), lane=lane, ignore_result=True)
     wait_until(seen.exists, "the task to begin")
     process.process.send_signal(signal.SIGTERM)
     process.await_log("Warm shutdown")
     time.sleep(0.5)  # Celery hangs when a signal finds it handling another: see workers.py
     assert stop(process) < PATIENCE
-    assert waiting(broker, "hurried") == [sent.id]
-    assert leased(broker, "hurried") == 0
+    assert waiting(broker, lane) == [sent.id]
+    assert leased(broker, lane) == 0
 
 
 def test_finish_waits_for_what_runs_and_takes_nothing_more(

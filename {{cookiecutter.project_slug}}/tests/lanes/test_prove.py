@@ -1,18 +1,23 @@
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
-from harness import Project
+from harness import Process, Project, wait_until
 from matplotlib import image
 
 from {{ cookiecutter.package_name }}.lanes import config, prove
 from {{ cookiecutter.package_name }}.lanes.errors import UsageError
 from {{ cookiecutter.package_name }}.lanes.prove import experiment, plot
 from {{ cookiecutter.package_name }}.lanes.prove.experiment import Condition, Outcome, Pair
+from {{ cookiecutter.package_name }}.lanes.worker import PACKAGE
 
 LANES = """
 default_lane = "quick"
@@ -22,6 +27,13 @@ nice = 0
 [lanes.mail]
 [lanes.quick]
 """
+
+
+def workers_of(pid: int) -> list[int]:
+    """Celery workers that a process has started."""
+    shown = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
+    rows = map(str.split, subprocess.check_output(shown, text=True).splitlines())
+    return [int(own) for own, parent, *args in rows if parent == str(pid) and "worker" in args]
 
 
 @pytest.fixture
@@ -151,6 +163,20 @@ def test_what_was_not_answered_is_null_for_scripts(
     assert pair["idle"] == {"sent": 1, "p50": 0.01, "p99": 0.01, "max": 0.01}
     assert pair["flooded"] == {"sent": 1, "p50": None, "p99": None, "max": None}
     assert (pair["p99_ratios"], pair["p99_allowed"], pair["kept"]) == ([None], 1.0, False)
+
+
+def test_an_experiment_that_is_ended_leaves_nothing_running(tmp_path: Path) -> None:
+    """Seen before: its workers went on, and looked for their broker for ever."""
+    project = Project(tmp_path, LANES, "redis://localhost:1/0")
+    command = [sys.executable, "-m", PACKAGE, "prove"]
+    proof = Process("prove", command, tmp_path, project.environment)
+    try:
+        started = wait_until(lambda: workers_of(proof.process.pid), "the experiment's workers")
+    finally:
+        assert proof.end() == 128 + signal.SIGTERM
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_a_small_run_shows_the_difference(

@@ -32,9 +32,11 @@ def queue(store: Store) -> list[str]:
     return [message.decode() for message in reversed(store.redis.lrange("quick_tasks", 0, -1))]
 
 
-def fetch(store: Store, count: int, *done: str, lease: float = LEASE, owner: str = OWNER) -> Any:
+def fetch(
+    store: Store, count: int, *done: str, lease: float = LEASE, owner: str = OWNER, last: int = 0
+) -> Any:
     """The script that the transport runs."""
-    return store._run("exchange", EXCHANGE_KEYS, (count, lease, owner, *done))
+    return store._run("exchange", EXCHANGE_KEYS, (count, lease, owner, last, *done))
 
 
 def take(store: Store, count: int, **options: Any) -> list[str]:

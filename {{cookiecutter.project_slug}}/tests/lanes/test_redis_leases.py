@@ -51,7 +51,7 @@ def queue(redis: Any) -> list[str]:
 
 def take(redis: Any, count: int, owner: str = OWNER) -> list[str]:
     """Fetch as the transport does; the ids of the new leases."""
-    args = (count, LEASE, owner)
+    args = (count, LEASE, owner, 0)
     return [id_.decode() for id_ in Store(redis, KEYS)._run("exchange", EXCHANGE_KEYS, args)[::2]]
 
 

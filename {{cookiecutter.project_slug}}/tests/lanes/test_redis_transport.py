@@ -12,6 +12,7 @@ from harness import wait_until
 from redis.exceptions import RedisError
 
 from {{ cookiecutter.package_name }}.lanes.bind import _register_transports
+from {{ cookiecutter.package_name }}.lanes.errors import UsageError
 from {{ cookiecutter.package_name }}.lanes.redis import transport
 from {{ cookiecutter.package_name }}.lanes.redis.leases import Leases
 from {{ cookiecutter.package_name }}.lanes.redis.store import Keys
@@ -91,6 +92,32 @@ def waiting(redis: Any) -> list[str]:
 
 def leased(redis: Any) -> int:
     return int(redis.hlen(KEYS("leased")))
+
+
+def test_a_prefix_for_keys_is_refused(broker: Any) -> None:
+    """Seen before: what was sent with one was never fetched, and nothing said so."""
+    _register_transports()
+    options = {"global_keyprefix": "x:"}
+    with (
+        kombu.Connection(broker.url, transport="lanes", transport_options=options) as connection,
+        pytest.raises(UsageError, match="global_keyprefix"),
+    ):
+        connection.channel()
+
+
+def test_a_server_that_lost_its_data_gives_no_lease_of_an_id_that_is_still_at_work(
+    make_worker: MakeWorker, broker: Any
+) -> None:
+    """Seen before: the end of the old task acknowledged the new one, which a kill then lost."""
+    worker = make_worker()
+    send(broker.redis, "old")
+    worker.turn()
+    broker.redis.flushdb()
+    send(broker.redis, "new")
+    worker.turn()
+    old, _new = worker.got
+    old.ack()
+    assert leased(broker.redis) == 1
 
 
 def test_a_reply_that_is_read_when_others_have_its_message_is_not_delivered(

@@ -49,6 +49,26 @@ def test_a_task_goes_to_its_own_lane(app: Celery) -> None:
     assert queue_of(app, build.name, build) == "slow_tasks"
 
 
+def test_a_task_in_chunks_goes_to_its_own_lane(
+    server: Any, bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen before: all went to the default lane, where they delayed others."""
+    monkeypatch.setenv("BROKER_URL", server.url)
+    app = bound(LANES)
+
+    @app.task(lane="slow", ignore_result=True)
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    server.redis.flushall()
+    add.chunks([(1, 2), (3, 4)], 1).apply_async()
+    add.starmap([(1, 2)]).apply_async()
+    add.map([(1, 2)]).apply_async(lane="mail")
+    assert server.redis.llen("slow_tasks") == 3
+    assert server.redis.llen("post") == 1
+    assert not server.redis.exists("quick_tasks")
+
+
 def test_its_own_lane_is_before_a_route(app: Celery) -> None:
     @app.task(name="reports.daily", lane="quick")
     def daily() -> None: ...

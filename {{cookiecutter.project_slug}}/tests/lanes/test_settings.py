@@ -112,6 +112,11 @@ UNUSABLE = {
             "expected redis://localhost:6379/0)"
         ),
     ),
+    # Seen before: a traceback of kombu's.
+    "a database that is no number": (
+        "redis://:secret@host/tasks",
+        "database 'tasks' (expected a number, as in /0)",
+    ),
     "a port out of range": (
         "redis://host:99999/0",
         "not a URL (Port out of range 0-65535; expected redis://localhost:6379/0)",

@@ -1,6 +1,7 @@
 import errno
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from celery import Celery
 from harness import Project, free_port, wait_until
 
 from {{ cookiecutter.package_name }}.lanes import status
+from {{ cookiecutter.package_name }}.lanes.errors import BrokerError
 from {{ cookiecutter.package_name }}.lanes.routing import SENT_AT
 from {{ cookiecutter.package_name }}.lanes.status import LaneStatus
 
@@ -110,6 +112,37 @@ def test_a_message_of_somebody_else_is_counted_without_an_age(
     broker.redis.lpush("slow_tasks", foreign)
     kept = status._kept(broker.redis, bound(LANES).lanes.get("slow"))
     assert kept == (1, None, 0, 0, False)
+
+
+def test_a_broker_that_accepts_and_says_nothing_is_down(
+    bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen one, or TLS asked of a port without it. Seen before: no end to it."""
+    monkeypatch.setitem(status._PATIENCE, "socket_timeout", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for scheme in ("redis", "rediss"):
+            monkeypatch.setenv("BROKER_URL", f"{scheme}://127.0.0.1:{port}/0")
+            with pytest.raises(BrokerError, match="does not answer"):
+                status.read(bound(LANES))
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        # Seen before: lanes+socket://, which is none of the user's words.
+        ("redis+socket:///nowhere.sock", "Error 2 connecting to /nowhere.sock. No such file or"),
+        # Seen before: 1,500 characters of a client's repr.
+        ("sentinel://127.0.0.1:1/0", "No master found for 'mymaster'); start it"),
+    ],
+)
+def test_a_broker_of_another_kind_that_is_down_is_one_line_too(
+    bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch, url: str, why: str
+) -> None:
+    monkeypatch.setenv("BROKER_URL", url)
+    with pytest.raises(BrokerError) as caught:
+        status.read(bound(LANES))
+    assert str(caught.value).startswith(f"broker {url} does not answer ({why}")
 
 
 def test_a_broker_that_is_down_is_one_line_and_exit_1(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ class _Group(click.Group):
         except LanesError as error:
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            click.echo(f"{error.filename}: {error.strerror}", err=True)
+            ctx.exit(UsageError.exit_code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -184,6 +189,18 @@ class _Choice:
         """Whether nothing was said that would narrow it down."""
         return not (self.numbers or self.lane or self.reason or self.task)
 
+    def check_found(self, letters: list[deadletters.DeadLetter]) -> None:
+        """Raise NotFoundError for ids that were named and are none of `letters`."""
+        found = {(letter.lane, letter.number) for letter in letters}
+        missing = [
+            f"{lane}/{number}"
+            for lane, numbers in (self.numbers or {}).items()
+            for number in numbers
+            if (lane, number) not in found
+        ]
+        if missing:
+            raise NotFoundError(f"no such dead letter: {', '.join(missing)}")
+
     def letters(self, redis: Any, lane: Lane) -> Iterator[deadletters.DeadLetter]:
         numbers = self.numbers.get(lane.name, []) if self.numbers is not None else None
         return deadletters.read(redis, lane, reason=self.reason, task=self.task, numbers=numbers)
@@ -224,10 +241,7 @@ def show_dead(ids: tuple[str, ...], as_json: bool) -> None:
             for key, value in _letter_object(letter).items():
                 click.echo(f"{key}: {value}")
             click.echo()
-    if len(letters) < len(ids):
-        found = {letter.id for letter in letters}
-        missing = ", ".join(id_ for id_ in ids if id_ not in found)
-        raise NotFoundError(f"no such dead letter: {missing}")
+    choice.check_found(letters)
 
 
 @dead.command(name="retry")
@@ -263,6 +277,7 @@ def _move(  # noqa: PLR0913 - two commands in one
     if ask:
         click.confirm(ask, abort=True)
     total = 0
+    chosen_letters: list[deadletters.DeadLetter] = []
     console = Console(stderr=True)
     with (
         operations.broker(_app()) as redis,
@@ -270,9 +285,11 @@ def _move(  # noqa: PLR0913 - two commands in one
     ):
         for lane in choice.lanes:
             letters = list(choice.letters(redis, lane))
+            chosen_letters += letters
             bar = progress.add_task(lane.name, total=len(letters))
             total += act(redis, lane, letters, functools.partial(progress.advance, bar))
     click.echo(f"{total} {'message' if total == 1 else 'messages'} {done}")
+    choice.check_found(chosen_letters)
 
 
 def _letter_object(letter: deadletters.DeadLetter) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import celery.worker.consumer
 import celery.worker.request
-from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery.exceptions import (
     CPendingDeprecationWarning,
     Ignore,
@@ -219,6 +219,22 @@ class Request(celery.worker.request.Request):
 
     _failure: tuple[str, str, str | None] | None = None  # reason, error, traceback
 
+    def __init_subclass__(cls) -> None:
+        """Called for the class that Celery makes of this one for each task.
+
+        Its `on_success` cannot unpack what ended a thread, such as `sys.exit()`, and the slot would
+        be taken for ever.
+        """
+        super().__init_subclass__()
+        on_success = cls.on_success
+
+        def on_end(self: Request, outcome: Any, **options: Any) -> Any:
+            if isinstance(outcome, ExceptionInfo):
+                return self.on_failure(outcome)
+            return on_success(self, outcome, **options)
+
+        cls.on_success = on_end  # type: ignore[assignment, method-assign]
+
     def acknowledge(self) -> None:
         """Acknowledge; a failure for good is set aside in the same step."""
         if self._failure is None or self.acknowledged:
@@ -247,6 +263,9 @@ class Request(celery.worker.request.Request):
             self._failure = ("failed", f"rejected: {reason!r}", exc_info.traceback)
         elif not isinstance(error, Ignore | Retry):
             self._failure = ("failed", f"{type(error).__name__}: {error}", exc_info.traceback)
+        if isinstance(error, MemoryError):
+            # Celery raises it here: it would end the worker, or take a thread's slot for ever.
+            exc_info.exception = RuntimeError(f"MemoryError: {error}")
         super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from .config import Lane
@@ -94,8 +95,8 @@ def retry(
 ) -> int:
     """Put letters back in their queue; each is in one of the two places at any time.
 
-    The message goes back byte for byte, but for one that had expired: it gets a fresh expiry, or it
-    would be set aside again at once.
+    The message goes back byte for byte, but for one that has expired meanwhile: it gets a fresh
+    expiry, or it would be set aside again at once.
 
     Args:
         moved: told how many went with each batch, for a progress bar.
@@ -130,12 +131,16 @@ return count
 
 
 def _renewed(letter: DeadLetter, lane: Lane) -> bytes:
-    """The message, with a fresh expiry if it had expired; all else as it was."""
-    if letter.reason != "expired":
+    """The message, with a fresh expiry if it has expired; all else as it was."""
+    try:
+        message = json.loads(letter.message)
+        expires = datetime.fromisoformat(message["headers"]["expires"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return letter.message  # it has none, or is no task
+    if expires.astimezone(UTC) > datetime.now(UTC):
         return letter.message
     from .routing import stamp
 
-    message = json.loads(letter.message)
     message["headers"]["expires"] = None
     message["headers"]["eta"] = None
     stamp(message["headers"], lane)

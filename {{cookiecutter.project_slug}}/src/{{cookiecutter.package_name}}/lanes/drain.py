@@ -34,8 +34,11 @@ def install(lane: Lane) -> None:
         if how != "Warm":
             return
         again, stopped = stopped, True
-        if again:
+        if again and lane.pool == "prefork":
             _cold_shutdown()
+        elif again:
+            # Apart from what this signal interrupts: with solo, the running task itself.
+            threading.Thread(target=_end).start()
         elif lane.drain == "requeue":
             timer = threading.Timer(lane.drain_timeout, _cold_shutdown)
             timer.daemon = True  # does not hold up a worker whose tasks have ended before
@@ -46,3 +49,11 @@ def install(lane: Lane) -> None:
 
 def _cold_shutdown() -> None:
     os.kill(os.getpid(), signal.SIGQUIT)
+
+
+def _end() -> None:
+    """Hand back all, and end what runs with the process: Celery can end neither thread nor solo."""
+    from .redis.transport import hand_back_all  # of no use to a sender
+
+    hand_back_all()
+    os._exit(0)

@@ -22,6 +22,8 @@ SENT_AT = "lane_sent_at"
 #: Header with the expiry that the lane gave. A retry carries the headers of the run before, and
 #: would expire by a time that was counted from the first.
 LANE_EXPIRES = "lane_expires"
+#: Celery's own tasks behind `map`, `starmap` and `chunks`.
+_MAPS = ("celery.map", "celery.starmap")
 
 
 class Router(celery.app.routes.Router):
@@ -34,7 +36,7 @@ class Router(celery.app.routes.Router):
         options: dict[str, Any],
         name: str,
         args: object = (),  # noqa: ARG002 - Celery's signature
-        kwargs: object = None,  # noqa: ARG002
+        kwargs: object = None,
         task_type: Any = None,
     ) -> dict[str, Any]:
         """`options` with `lane` turned into the `queue` it stands for.
@@ -43,6 +45,9 @@ class Router(celery.app.routes.Router):
             RoutingError: when no lane consumes what was asked for; the message names the lanes.
         """
         options = dict(options)
+        if getattr(task_type, "name", None) in _MAPS and isinstance(kwargs, dict):
+            name = kwargs["task"]["task"]  # the task that it runs; Celery's groups forget to say
+            task_type = self.app.tasks.get(name)
         lane = self._lane(options, name, task_type)
         options["queue"] = lane.queue
         return dict(self.expand_destination(options))

@@ -1,6 +1,7 @@
 """Read the environment: which broker, which result backend, which lanes file."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,9 @@ def _checked_one(name: str, url: str) -> str:
         expected = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         shown = f"{parts.scheme}://..." if parts.scheme else "no scheme"
         raise SettingsError(f"{name}: {shown} (expected one of {expected})")
+    database = parts.path.strip("/")
+    if parts.scheme != "redis+socket" and database and not re.fullmatch(r"\d+", database):
+        raise SettingsError(f"{name}: database {database!r} (expected a number, as in /0)")
     if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
         # Celery's result backend refuses a rediss:// URL that does not say; the safe answer.
         query = "&".join(filter(None, [parts.query, "ssl_cert_reqs=required"]))

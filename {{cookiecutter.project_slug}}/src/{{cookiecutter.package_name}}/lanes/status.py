@@ -19,6 +19,8 @@ from .settings import redacted
 
 #: Seconds to wait for the workers' answers; a worker with the solo pool answers between tasks.
 _ANSWER_TIME = 1.0
+#: Of a person or a monitor: what accepts a connection and says nothing more is down, too.
+_PATIENCE = {"socket_timeout": 5, "socket_connect_timeout": 5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,15 @@ def broker(app: Any) -> Iterator[Any]:
     Raises:
         BrokerError: when the broker does not answer, or refuses, now or within the block.
     """
-    url = redacted(app.conf.broker_url)
-    with app.connection_for_read() as connection:
+    url = redacted(app.conf.broker_url.replace("lanes+socket", "redis+socket", 1))
+    with app.connection_for_read(transport_options=_PATIENCE) as connection:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
             yield connection.default_channel.client
         except (OperationalError, *connection.connection_errors) as error:
+            why = str(error).partition(" : <")[0]  # a Sentinel's goes on with clients' reprs
             raise BrokerError(
-                f"broker {url} does not answer ({error}); start it, or set BROKER_URL"
+                f"broker {url} does not answer ({why}); start it, or set BROKER_URL"
             ) from None
         except connection.channel_errors as error:
             raise BrokerError(

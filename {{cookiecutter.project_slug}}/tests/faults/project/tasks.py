@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -87,6 +88,20 @@ def fail_late(name: str, seconds: float) -> None:
     note("start", name)
     time.sleep(seconds)
     raise ValueError(f"{name} fails")
+
+
+@app.task(name="exhaust")
+def exhaust(name: str) -> None:
+    """As when there is no memory for what it builds."""
+    note("start", name)
+    raise MemoryError(f"{name} is too big")
+
+
+@app.task(name="leave")
+def leave(name: str) -> None:
+    """As a script does that was made a task."""
+    note("start", name)
+    sys.exit(f"{name} is done")
 
 
 @app.task(name="reject")

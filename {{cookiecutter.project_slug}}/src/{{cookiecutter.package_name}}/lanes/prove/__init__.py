@@ -3,7 +3,9 @@
 import importlib
 import json
 import math
+import signal
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ def main(lanes: Lanes, *, flood: int, burn: bool, plot: Path | None, as_json: bo
     """Run the experiment and show it; returns the exit code, 1 when the lane was delayed."""
     if plot is not None:
         _require_matplotlib()
+        plot.touch()  # or fail now, and not when all is measured
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        # An exit stops the workers; without it they would go on without their broker, for ever.
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     app = importlib.import_module(f"{PACKAGE}.celery").app
     progress = Console(stderr=True)
     if progress.is_terminal:

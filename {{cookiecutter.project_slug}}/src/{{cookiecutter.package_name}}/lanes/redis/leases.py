@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ..results import store_lost
 from .store import Store
@@ -50,13 +50,33 @@ class Leases:
         self.concurrency = concurrency
         self.max_deliveries, self.dead_cap, self.dead_age = max_deliveries, dead_cap, dead_age
         self.held: dict[str, None] = {}  # ids, in the order in which they were taken
+        self.last = 0  # the highest number of a lease that was held
         self._done: list[str] = []  # ids to acknowledge with the next exchange
         self._untold: dict[str, str] = {}  # ids to "acknowledge" or to "hand_back"
         self._letters: dict[str, dict[str, Any]] = {}  # reports of dead letters, by id, untold
         self._lock = threading.Lock()
-        # Of two workers of one name, the earlier cannot be alive: no need to wait for its leases.
-        self._take_back(store.owned(owner))
+        self._succeed()
         threading.Thread(target=self._keep, name="leases", daemon=True).start()
+
+    def _succeed(self) -> None:
+        """Take back at once what an earlier worker of this name held, unless that one lives."""
+        mine = self.store.owned(self.owner)
+        try:
+            twin = self.store.has_twin()
+        except ResponseError:  # this user may not ask
+            twin = False
+        if twin:
+            logger.warning(
+                "another worker is called %s: give each a name of its own, with --instance or -n",
+                self.owner,
+            )
+        else:
+            self._take_back(mine)
+
+    def hold(self, ids: list[str]) -> None:
+        """Renew these from now on; `ids` in the order in which they were taken."""
+        self.held.update(dict.fromkeys(ids))
+        self.last = max([self.last, *map(_number, ids)])
 
     def acknowledge(self, id_: str, *, at_once: bool) -> None:
         """Forget a message that is done with; unless `at_once`, somebody tells Redis shortly."""

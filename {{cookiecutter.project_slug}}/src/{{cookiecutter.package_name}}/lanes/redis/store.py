@@ -61,7 +61,7 @@ class Store:
     def acknowledge(self, ids: Sequence[str]) -> None:
         """Forget messages that are done with."""
         if ids:
-            self._run("exchange", EXCHANGE_KEYS, (0, 0, "", *ids))
+            self._run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, *ids))
 
     def renew(self, ids: Sequence[str], lease: float) -> list[str]:
         """Give leases `lease` seconds from now; returns those not taken back, which stay gone."""
@@ -91,6 +91,12 @@ class Store:
     def overdue(self, lease: float) -> list[str]:
         """Ids of the leases that ran out, oldest first; none while owners may still renew."""
         return [id_.decode() for id_ in self._run("overdue", ("leases", "watch"), (lease,))]
+
+    def has_twin(self) -> bool:
+        """Whether another connection has the name that this client's has."""
+        names = {each["id"]: each["name"] for each in self.redis.client_list()}
+        own = names.pop(str(self.redis.client_id()), "")
+        return own != "" and own in names.values()
 
     def owned(self, owner: str) -> list[str]:
         """Ids of the leases that a worker of this node name holds, oldest first."""

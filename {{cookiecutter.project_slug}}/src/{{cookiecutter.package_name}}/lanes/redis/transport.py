@@ -13,6 +13,7 @@ from functools import cached_property
 from queue import Empty
 from time import monotonic
 from typing import Any
+from urllib.parse import quote
 
 from celery.worker import state
 from kombu.transport import redis as kombu_redis
@@ -21,6 +22,7 @@ from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from ..errors import UsageError
 from .leases import Leases
 from .store import EXCHANGE, EXCHANGE_KEYS, Keys, Store
 
@@ -29,6 +31,13 @@ _EXCHANGE_SHA = hashlib.sha1(EXCHANGE.encode(), usedforsecurity=False).hexdigest
 _MOST = 100  # messages in one fetch, when the consumer sets no limit
 
 _leases: dict[str, Leases] = {}  # by lane: those of this process
+
+
+def hand_back_all() -> None:
+    """Return all that this process holds, running or not, to its queue."""
+    for leases in _leases.values():
+        leases.tell_done()
+        leases.hand_back(list(leases.held))
 
 
 class Message(virtual.Message):
@@ -130,6 +139,7 @@ class LeasedChannel(kombu_redis.Channel):
     client: Any
     connection: Any
     connection_errors: tuple[type[Exception], ...]
+    global_keyprefix: str
     _create_client: Any
     _get_pool: Any
     _in_flight: list[str] = []  # noqa: RUF012 - names of the commands that have no reply yet
@@ -141,8 +151,10 @@ class LeasedChannel(kombu_redis.Channel):
     _kept_client: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As kombu's."""
+        """As kombu's, which prefixes what is sent, and would not what is fetched."""
         super().__init__(*args, **kwargs)
+        if self.global_keyprefix:
+            raise UsageError("global_keyprefix: use a Redis database of the project's own instead")
         self.QoS = QoS if self.lane else kombu_redis.QoS
 
     @cached_property
@@ -155,9 +167,12 @@ class LeasedChannel(kombu_redis.Channel):
         """This process's leases in the lane, made at the first use."""
         lane = str(self.lane)
         if lane not in _leases:
-            # A pool of their own: they outlive this channel.
+            # A pool of their own: they outlive this channel. By the name of its connections another
+            # worker of this node name knows that this one is at work.
+            pool = self._get_pool()
+            pool.connection_kwargs["client_name"] = quote(f"lanes:{lane}:{self.owner}")
             _leases[lane] = Leases(
-                Store(Redis(connection_pool=self._get_pool()), Keys(lane, self._lane_queue)),
+                Store(Redis(connection_pool=pool), Keys(lane, self._lane_queue)),
                 owner=self.owner,
                 concurrency=self.concurrency,
                 lease=self.lease,
@@ -211,7 +226,7 @@ class LeasedChannel(kombu_redis.Channel):
             queue = leases.store.keys.queue
             commands.append(("BLMOVE", queue, queue, "RIGHT", "RIGHT", _WAIT))
         # Sent with the wait, and run by the server when that ends: what wakes us comes with it.
-        names, args = self._exchange_keys, (self._asked, leases.lease, leases.owner)
+        names, args = self._exchange_keys, (self._asked, leases.lease, leases.owner, leases.last)
         commands.append(("EVALSHA", _EXCHANGE_SHA, len(names), *names, *args, *self._telling))
         connection = self.client.connection
         self._in_poll, self._brpop_sent_at = connection, monotonic()
@@ -299,7 +314,7 @@ class LeasedChannel(kombu_redis.Channel):
             # The server fetched while this process was busy: some may be another's by now.
             ours = self.leases.store.renew([id_ for id_, _ in fetched], self.leases.lease)
             fetched = [(id_, raw) for id_, raw in fetched if id_ in ours]
-        self.leases.held.update((id_, None) for id_, _ in fetched)
+        self.leases.hold([id_ for id_, _ in fetched])
         return fetched
 
     def _not_told(self) -> None:

@@ -1,7 +1,8 @@
 -- Tell which messages are done with, and take as many as there are free slots for.
 -- KEYS: queue, delayed, paused, sequence, leased, leases, deliveries, then the queue's lists for lower
 --       priorities
--- ARGV: how many to take, lease in seconds, owner, then ids of messages that are done with
+-- ARGV: how many to take, lease in seconds, owner, the last lease's number that it knows, then ids of
+--       messages that are done with
 -- Returns {"paused"}, or the new leases: {id, message, id, message, ...}
 local wanted = tonumber(ARGV[1])
 
@@ -9,9 +10,9 @@ local wanted = tonumber(ARGV[1])
 redis.call('ZREM', KEYS[6], '')
 
 -- 1. Done with: the message, its lease, and its count of deliveries if it ever came back.
-if #ARGV > 3 then
+if #ARGV > 4 then
   local counted = redis.call('EXISTS', KEYS[7]) == 1
-  for index = 4, #ARGV do
+  for index = 5, #ARGV do
     local id = ARGV[index]
     local message = counted and redis.call('HGET', KEYS[5], id)
     if message then
@@ -50,7 +51,9 @@ end
 if #messages == 0 then
   return {}
 end
-local number = redis.call('INCRBY', KEYS[4], #messages) - #messages
+-- A server that lost its data would count anew, while the owner works on leases of those numbers.
+local number = math.max(redis.call('GET', KEYS[4]) or 0, ARGV[4])
+redis.call('SET', KEYS[4], number + #messages)
 local taken = {}
 for index, message in ipairs(messages) do
   local id = string.format('%d@%s', number + index, ARGV[3])
