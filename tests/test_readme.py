@@ -24,7 +24,6 @@ FLOOD = "from acme_tasks.tasks import slow_task; [slow_task.delay(0.5) for _ in 
 #: Every command that a README shows, and where it is run.
 HERE = "in this file"
 UPDATE = "from a clone with these versions, in test_update"
-SYSTEM = "changes the machine's users and services: for a host that can be thrown away"
 COMMANDS = {
     "README.md": {
         "cookiecutter gh:org/celery-lanes-template": "from a clone, in test_tooling",
@@ -51,7 +50,7 @@ COMMANDS = {
 
 
 def commands(readme: Path) -> list[str]:
-    """Each line of its shell examples, those that need another user left out."""
+    """Each line of its shell examples."""
     blocks = re.findall(
         r"^```(?:sh|console)\n(.*?)^```", readme.read_text(), re.DOTALL | re.MULTILINE
     )
@@ -60,8 +59,7 @@ def commands(readme: Path) -> list[str]:
 
 @pytest.mark.parametrize("readme", COMMANDS)
 def test_every_command_shown_is_one_that_is_run(readme: str) -> None:
-    shown = [line for line in commands(ROOT / readme) if not line.startswith("sudo ")]
-    assert sorted(set(shown)) == sorted(COMMANDS[readme])
+    assert sorted(set(commands(ROOT / readme))) == sorted(COMMANDS[readme])
 
 
 @pytest.fixture(scope="module")

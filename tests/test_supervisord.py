@@ -1,6 +1,7 @@
 """A baked project on a real supervisord: installed as its README says, and in the foreground."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,13 +16,14 @@ import pytest
 from celery import Celery
 from processes import eventually, free_port
 from redis import Redis
+from support import units
 from systemd_container import (
     LANES,
     LITERAL_URL,
     SLUG,
     Broker,
     Container,
-    bake,
+    adapted,
     boot,
     commands,
     load,
@@ -34,6 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_grou
 DRAIN = 5  # seconds, for slow
 PROGRAMS = tuple(f"{SLUG}:{SLUG}-{name}" for name in ("quick-1", "quick-2", "slow-1"))
 QUICK, SECOND_QUICK, SLOW = PROGRAMS
+MAIL = f"{SLUG}:{SLUG}-mail-1"
 
 # Debian's /etc/supervisor/supervisord.conf, and its service.
 DAEMON = """\
@@ -60,9 +63,9 @@ KillMode=process
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(template: Path, env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     slower = LANES.replace('drain_timeout = "3s"', f'drain_timeout = "{DRAIN}s"')
-    return bake(tmp_path_factory.mktemp("supervisord"), lanes=slower)
+    return adapted(template, env, tmp_path_factory.mktemp("supervisord"), lanes=slower)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +123,14 @@ def states(container: Container) -> dict[str, str]:
 
 
 def pid(container: Container, program: str) -> int:
-    return int(container.run(f"supervisorctl pid {program}"))
+    """Its process; 0 when it does not run."""
+    return int(container.run(f"supervisorctl pid {program}", check=False))
 
 
-def test_the_readme_installs_it_and_every_program_runs(lanes: Container) -> None:
+def test_the_readme_installs_it_and_every_program_runs(lanes: Container, project: Path) -> None:
+    look = lanes.run(commands(project, "supervisor", "Look"))
+    for lane in ("quick", "slow"):
+        assert re.search(rf"^{lane} \| .* {lane}-1@\S+ ready\.$", look, re.MULTILINE), look
     assert states(lanes) == dict.fromkeys(PROGRAMS, "RUNNING")
     assert {owner(lanes, program) for program in (QUICK, SECOND_QUICK)} == {"acme-tasks 0"}
     assert owner(lanes, SLOW) == "acme-tasks 10"
@@ -135,17 +142,17 @@ def owner(container: Container, program: str) -> str:
     return " ".join(shown.split())
 
 
-def test_a_killed_worker_is_restarted_and_its_task_is_not_lost(
+def test_a_killed_worker_is_restarted_and_runs_its_task_again(
     lanes: Container, broker: Broker
 ) -> None:
-    broker.send("slow", "of the killed", 600)
+    broker.send("slow", "of the killed", 10)
     broker.await_start("of the killed")
     killed = pid(lanes, SLOW)
     lanes.run(f"kill -KILL {killed}")
     eventually(lambda: states(lanes)[SLOW] == "RUNNING" and pid(lanes, SLOW) != killed, "a restart")
-    broker.await_work("slow")
-    # As on systemd: given back when the visibility timeout is over, which is an hour or more.
-    assert "of the killed" in broker.held("slow")
+    eventually(lambda: broker.records("started").count("of the killed") == 2, "a second run")
+    eventually(lambda: not broker.held("slow"), "its end")
+    assert "of the killed" in broker.records("ended")
 
 
 def test_a_stop_finishes_or_hands_back_running_tasks_in_all_lanes_side_by_side(
@@ -179,6 +186,43 @@ def test_restarts_under_load_lose_and_kill_no_task(
     lost, killed, doubled = tasks.outcome()
     print(f"measured: {len(tasks.sent)} tasks, {len(doubled)} run twice")
     assert (lost, killed) == ([], [])
+
+
+def test_a_release_that_does_not_come_up_costs_one_worker_and_not_all(
+    lanes: Container, project: Path
+) -> None:
+    # Without `|| break`, the loop went on to take down every worker of every lane.
+    loop = commands(project, "supervisor", "Upgrade and roll back")
+    good = lanes.run("readlink /opt/acme-tasks/current")
+    before = {program: pid(lanes, program) for program in PROGRAMS}
+    broken = "set +e; ln -sfn /opt/acme-tasks/broken /opt/acme-tasks/current"  # as when pasted
+    lanes.run(f"{broken}\n{loop}", check=False)
+    during = {program: pid(lanes, program) for program in PROGRAMS}
+    lanes.run(f"ln -sfn {good} /opt/acme-tasks/current\n{loop}")
+    assert len(before.items() & during.items()) == len(PROGRAMS) - 1
+    assert set(states(lanes).values()) == {"RUNNING"}
+
+
+def test_a_lane_is_added_and_removed(
+    lanes: Container, broker: Broker, project: Path, env: dict[str, str]
+) -> None:
+    install = commands(project, "supervisor", "Install")
+    release = install[install.index("release=") : install.index("install -m 644")]
+    update = release + commands(project, "supervisor", "Add, change or remove a lane")
+    declared = project / "src/acme_tasks/lanes.toml"
+    text = declared.read_text()
+
+    def becomes(lanes_toml: str, programs: tuple[str, ...]) -> None:
+        declared.write_text(lanes_toml)
+        units(project, env)
+        shutil.copytree(project, lanes.path("/srv/acme-tasks"), dirs_exist_ok=True)
+        lanes.run(f"cd /srv/acme-tasks\n{update}")
+        eventually(lambda: states(lanes) == dict.fromkeys(programs, "RUNNING"), "the programs run")
+
+    becomes(f"{text}\n[lanes.mail]\n", (*PROGRAMS, MAIL))
+    broker.await_work("mail")
+    becomes(text, PROGRAMS)
+    broker.await_work("slow")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 from processes import eventually
+from support import units
 from systemd_container import (
     IN_URL,
     LITERAL_URL,
     PASSWORD,
     Broker,
     Container,
-    bake,
+    adapted,
     boot,
     commands,
     load,
     start_broker,
-    write_units,
 )
 
 # Ten rolling restarts under load take two minutes where nothing else runs.
@@ -33,6 +33,9 @@ CHECKOUT = "/srv/acme-tasks"
 UNITS = ("acme-tasks-quick@1", "acme-tasks-quick@2", "acme-tasks-slow@1")
 QUICK, SECOND_QUICK, SLOW = UNITS
 LATER = '\n[lanes.mail]\ntime_limit = "10s"\n'
+# A worker of another project, acme-tasks-extra.
+NEIGHBOUR = "acme-tasks-extra-quick@1"
+NEIGHBOURS_UNIT = "[Service]\nExecStart=sh -c 'echo I am the neighbour; exec sleep infinity'\n"
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,13 @@ def container() -> Iterator[Container]:
 
 
 @pytest.fixture(scope="module")
-def project(container: Container, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = bake(tmp_path_factory.mktemp("systemd"))
+def project(
+    template: Path,
+    env: dict[str, str],
+    container: Container,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    project = adapted(template, env, tmp_path_factory.mktemp("systemd"))
     shutil.copytree(project, container.path(CHECKOUT))
     return project
 
@@ -63,6 +71,15 @@ def installed(container: Container, project: Path, broker: Broker) -> str:
     install = commands(project, "systemd", "Install")
     assert LITERAL_URL in install
     return in_checkout(container, install.replace(LITERAL_URL, broker.url))
+
+
+@pytest.fixture(scope="module")
+def neighbour(container: Container) -> int:
+    """The process of another project's worker, whose name begins as ours do."""
+    name = NEIGHBOUR.replace("@1", "@.service")
+    container.path(f"/etc/systemd/system/{name}").write_text(NEIGHBOURS_UNIT)
+    container.run(f"systemctl daemon-reload; systemctl start {NEIGHBOUR}")
+    return main_pid(container, NEIGHBOUR)
 
 
 @pytest.fixture
@@ -101,6 +118,15 @@ def main_pid(container: Container, unit: str) -> int:
     return int(container.show(unit, "MainPID"))
 
 
+def stop_command(project: Path) -> str:
+    return commands(project, "systemd", "Stop and start").splitlines()[0]
+
+
+def restart_loop(project: Path) -> str:
+    roll_back = commands(project, "systemd", "Roll back")
+    return roll_back[roll_back.index("for unit in") :]
+
+
 def pids(container: Container) -> dict[str, int]:
     return {unit: main_pid(container, unit) for unit in UNITS}
 
@@ -133,9 +159,9 @@ def test_the_status_is_a_line_that_a_person_reads(lanes: Container, broker: Brok
 
 
 def test_while_the_broker_is_away_a_lane_starts_and_is_not_timed_out(
-    lanes: Container, broker: Broker
+    lanes: Container, broker: Broker, project: Path
 ) -> None:
-    lanes.run("systemctl stop acme-tasks.target 'acme-tasks-*'")
+    lanes.run(f"systemctl stop acme-tasks.target; {stop_command(project)}")
     broker.stop()
     lanes.run("systemctl start --no-block acme-tasks.target")
     eventually(lambda: all(pids(lanes).values()), "the workers start")
@@ -257,7 +283,7 @@ def test_ten_rolling_restarts_under_load_lose_and_kill_no_task(
     """One of them an upgrade, one a roll back, each by the README's commands."""
     upgrade = commands(project, "systemd", "Upgrade")
     roll_back = commands(project, "systemd", "Roll back")
-    loop = roll_back[roll_back.index("for unit in") :]
+    loop = restart_loop(project)
     first = lanes.run("readlink /opt/acme-tasks/current")
     samples: list[list[str]] = []
     done = threading.Event()
@@ -293,6 +319,52 @@ def test_ten_rolling_restarts_under_load_lose_and_kill_no_task(
     assert any(set(states) != {"active"} for states in samples), "the samples see restarts"
 
 
+def test_what_the_readme_says_is_for_this_projects_units_alone(
+    lanes: Container, project: Path, neighbour: int
+) -> None:
+    # With the pattern 'acme-tasks-*@*.service' the neighbour was stopped, restarted and shown.
+    shown = in_checkout(lanes, commands(project, "systemd", "Look"))
+    for lane in ("quick", "slow"):
+        assert f'Status: "{lane}: ' in shown
+        assert re.search(rf"^\S+ \S+ \S+ \S+ acme-tasks-{lane}-1\[", shown, re.MULTILINE), shown
+    assert re.search(r"^ quick +0 ", shown, re.MULTILINE), "the project's own status"
+    assert "neighbour" not in shown
+    before = pids(lanes)
+    lanes.run(restart_loop(project))
+    after = pids(lanes)
+    assert not before.items() & after.items(), "each of ours was restarted"
+    lanes.run(stop_command(project))
+    assert {state(lanes, unit) for unit in UNITS} == {"inactive"}
+    assert main_pid(lanes, NEIGHBOUR) == neighbour
+
+
+def test_a_release_that_does_not_come_up_costs_one_worker_and_not_all(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    # Without `|| break`, the loop went on to take down every worker of every lane.
+    good, before = lanes.run("readlink /opt/acme-tasks/current"), pids(lanes)
+    broken = "set +e; ln -sfn /opt/acme-tasks/broken /opt/acme-tasks/current"  # as when pasted
+    lanes.run(f"{broken}\n{restart_loop(project)}", check=False)
+    during = pids(lanes)
+    lanes.run(f"ln -sfn {good} /opt/acme-tasks/current\n{restart_loop(project)}")
+    assert len(before.items() & during.items()) == len(UNITS) - 1
+    assert not before.items() & pids(lanes).items()
+    for lane in ("quick", "slow"):
+        broker.await_work(lane)
+
+
+def test_a_release_that_cannot_be_installed_leaves_all_as_it_was(
+    lanes: Container, project: Path
+) -> None:
+    # Line by line, `current` pointed to a release without the command; `Roll back` chose the next.
+    upgrade = commands(project, "systemd", "Upgrade")
+    install = upgrade[: upgrade.index("install -m 644")]
+    releases = lanes.run("ls -l /opt/acme-tasks")
+    said = lanes.run(f"set +e; mkdir -p /srv/empty; cd /srv/empty\n{install}")
+    assert "pyproject.toml" in said, "pip misses it"
+    assert lanes.run("ls -l /opt/acme-tasks") == releases
+
+
 def running_releases(container: Container) -> set[str]:
     """The folders below /opt/acme-tasks that the workers' Pythons run from."""
     commands = container.run("ps -o args= -p $(pgrep -d, -u acme-tasks -f celery)").splitlines()
@@ -312,10 +384,33 @@ def test_the_sandbox_is_on(lanes: Container, broker: Broker) -> None:
         "open a netlink socket": "EAFNOSUPPORT",
         "make a namespace": "EPERM",
         "mount": "EPERM",
+        "choose its processors": "EPERM",
         "map memory to write and execute": "EPERM",
         "make a file setuid": "EPERM",
     }
     assert lanes.path("/var/lib/acme-tasks/mine").read_text() == "x"
+
+
+def test_the_readmes_drop_ins_and_environment_file_do_what_it_says(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    for heading in ("Wait longer after each failure", "What the sandbox refuses"):
+        lanes.run(commands(project, "systemd", heading).replace("LANE", "slow"))
+    lanes.run("mkdir /etc/acme-tasks; echo KIND=blue > /etc/acme-tasks/environment")
+    lanes.run(f"systemctl restart {SLOW}")
+    assert "\0KIND=blue\0" in lanes.path(f"/proc/{main_pid(lanes, SLOW)}/environ").read_text()
+    broker.app.send_task("acme_tasks.tasks.attempt", queue="slow_tasks")
+    eventually(lambda: broker.redis.exists("attempted"), "the attempts are over")
+    assert broker.redis.hget("attempts", "map memory to write and execute") == "done"
+    assert broker.redis.hget("attempts", "mount") == "EPERM"
+    version = int(re.findall(r"\d+", lanes.run("systemctl --version"))[0])
+    wanted = ("5", "1min") if version >= 254 else ("", "")  # there, as the README says
+    assert (lanes.show(SLOW, "RestartSteps"), lanes.show(SLOW, "RestartMaxDelayUSec")) == wanted
+    folder = "/etc/systemd/system/acme-tasks-slow@.service.d"
+    lanes.run(
+        f"rm -r {folder}/jit.conf {folder}/backoff.conf /etc/acme-tasks; systemctl daemon-reload"
+    )
+    lanes.run(f"systemctl restart {SLOW}")
 
 
 @pytest.mark.parametrize(("unit", "nice"), [(QUICK, 0), (SLOW, 10)])
@@ -361,22 +456,32 @@ def test_the_broker_s_password_shows_in_no_listing(lanes: Container) -> None:
 
 
 def test_a_new_lane_starts_and_the_others_are_not_restarted(
-    lanes: Container, broker: Broker, project: Path
+    lanes: Container, broker: Broker, project: Path, env: dict[str, str]
 ) -> None:
     """Last: a lane more, then a lane less."""
     declared = project / "src/acme_tasks/lanes.toml"
     three = declared.read_text() + LATER
     two, before = declared.read_text(), pids(lanes)
     declared.write_text(three)
-    assert "wrote deploy/systemd/acme-tasks-mail@.service" in write_units(project)
+    assert "wrote deploy/systemd/acme-tasks-mail@.service" in units(project, env)
     shutil.copytree(project, lanes.path(CHECKOUT), dirs_exist_ok=True)
     # "A release that has the new lanes.toml", without the restarts of an upgrade.
     upgrade = commands(project, "systemd", "Upgrade")
-    in_checkout(lanes, upgrade[: upgrade.index("for unit in")])
+    in_checkout(lanes, upgrade[: upgrade.index("install -m 644")])
     in_checkout(lanes, commands(project, "systemd", "Add or change a lane"))
     eventually(lambda: active(lanes, "acme-tasks-mail@1"), "the new lane is active")
     broker.await_work("mail")
     assert pids(lanes) == before
     declared.write_text(two)
-    assert "removed deploy/systemd/acme-tasks-mail@.service" in write_units(project)
+    assert "removed deploy/systemd/acme-tasks-mail@.service" in units(project, env)
     assert not (project / "deploy/systemd/acme-tasks-mail@.service").exists()
+    shutil.rmtree(lanes.path(CHECKOUT))
+    shutil.copytree(project, lanes.path(CHECKOUT))
+    # Left in place, its worker was started again and again by a release without the lane.
+    remove = commands(project, "systemd", "Remove a lane").replace("LANE", "mail")
+    in_checkout(lanes, remove)
+    assert pids(lanes) == before
+    in_checkout(lanes, upgrade)
+    assert not before.items() & pids(lanes).items(), "the loop met no lane that is no more"
+    assert lanes.run("systemctl list-units --all --no-legend 'acme-tasks-mail@*'") == ""
+    assert not lanes.path("/etc/systemd/system/acme-tasks-mail@.service").exists()

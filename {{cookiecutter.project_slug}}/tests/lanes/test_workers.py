@@ -136,6 +136,8 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     folder = tmp_path_factory.mktemp("workers")
     url = f"redis://localhost:{free_port()}/0"
     project = Project(folder, LANES, url)
+    # As xdist and tox have it: a second one was not refused, since ps cut the first one's line.
+    project.environment["COLUMNS"] = "40"
     app = project.app()
     seen = {name: folder / name for name in ("slow", "running", "waiting", "long")}
     go = folder / "go"

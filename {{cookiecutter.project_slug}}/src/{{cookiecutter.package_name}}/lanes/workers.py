@@ -117,7 +117,7 @@ def _refuse_a_second(pidfile: Path) -> None:
         return
     # The number alone could be another process's by now.
     process = subprocess.run(
-        ["ps", "-p", str(pid), "-o", "command="],  # noqa: S607 - wherever the system has it
+        ["ps", "-ww", "-p", str(pid), "-o", "command="],  # noqa: S607 - wherever it is
         capture_output=True,
         text=True,
         check=False,
