@@ -63,6 +63,7 @@ FILES = [
     "src/acme_tasks/lanes/redis/scripts/overdue.lua",
     "src/acme_tasks/lanes/redis/scripts/postpone.lua",
     "src/acme_tasks/lanes/redis/scripts/renew.lua",
+    "src/acme_tasks/lanes/redis/scripts/retry.lua",
     "src/acme_tasks/lanes/redis/scripts/set_aside.lua",
     "src/acme_tasks/lanes/redis/store.py",
     "src/acme_tasks/lanes/redis/transport.py",

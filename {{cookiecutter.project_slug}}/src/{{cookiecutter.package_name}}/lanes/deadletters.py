@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .config import Lane
-from .redis.store import Keys
+from .redis.store import Keys, Store
 
 REASONS = ("poison", "failed", "expired", "unknown", "malformed")
 _BATCH = 500  # letters read or moved in one go
@@ -101,33 +101,13 @@ def retry(
     Args:
         moved: told how many went with each batch, for a progress bar.
     """
-    keys = Keys(lane.name, lane.queue)
-    script = redis.register_script(_RETRY)
+    store = Store(redis, Keys(lane.name, lane.queue))
     total = 0
     for batch in _batches(letters):
-        args: list[bytes | int] = []
-        for letter in batch:
-            args += [letter.number, _renewed(letter, lane)]
-        names = (lane.queue, keys("dead"), keys("dead:messages"), keys("dead:reports"))
-        count = int(script(keys=names, args=args))
+        count = store.retry({letter.number: _renewed(letter, lane) for letter in batch})
         total += count
         moved(count)
     return total
-
-
-# KEYS: queue, dead, dead messages, dead reports; ARGV: number, message, number, message, ...
-_RETRY = """
-local count = 0
-for index = 1, #ARGV, 2 do
-  if redis.call('ZREM', KEYS[2], ARGV[index]) == 1 then
-    redis.call('HDEL', KEYS[3], ARGV[index])
-    redis.call('HDEL', KEYS[4], ARGV[index])
-    redis.call('LPUSH', KEYS[1], ARGV[index + 1])
-    count = count + 1
-  end
-end
-return count
-"""
 
 
 def _renewed(letter: DeadLetter, lane: Lane) -> bytes:
@@ -137,7 +117,7 @@ def _renewed(letter: DeadLetter, lane: Lane) -> bytes:
         expires = datetime.fromisoformat(message["headers"]["expires"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return letter.message  # it has none, or is no task
-    if expires.astimezone(UTC) > datetime.now(UTC):
+    if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) > datetime.now(UTC):
         return letter.message
     from .routing import stamp
 

@@ -126,3 +126,8 @@ class Store:
         keys = ("leased", "leases", "deliveries", "dead", "dead:messages", "dead:reports")
         args = (id_, json.dumps(report, default=repr), cap, age)
         return int(self._run("set_aside", keys, args))
+
+    def retry(self, messages: dict[int, bytes]) -> int:
+        """Put dead letters, by number, back in the queue; returns how many were still there."""
+        args = [part for number_and_message in messages.items() for part in number_and_message]
+        return int(self._run("retry", ("queue", "dead", "dead:messages", "dead:reports"), args))
