@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 BAKER := $(VENV)/baker
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# In the order of conftest.py, and not of how many tests a file has.
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 TEMPLATE := cookiecutter.json hooks templates {{cookiecutter.project_slug}}
 
 .PHONY: help install demo bake test test-fast tox bench check clean
@@ -31,10 +33,10 @@ bake: $(BAKER) ## Bake the defaults into build/bake, to work on what is generate
 	@echo "Baked build/bake/acme-tasks"
 
 test: $(READY) ## Bake, and run what was baked; all tests, about 10 minutes; ARGS="-k bake" for some
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(READY) ## The tests without the slow ones
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m 'not slow' $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
 
 # tox finds what is in PATH; of pyenv's Pythons, that is the one in use.
 tox: $(READY) ## The tests on every Python from 3.11 to 3.14 that is installed

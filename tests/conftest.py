@@ -11,6 +11,15 @@ import support
 NO_SKIPS = "LANES_NO_SKIPS"  # 1 where every server is there (.ci/run): a skipped test fails the run
 
 
+#: Files that take minutes, the longest first: begun last, one would run alone in the end.
+LONGEST = ("systemd", "output", "readme", "supervisord", "update", "tox", "moving_in", "package")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: files.index(item.path.name) if item.path.name in files else 99)
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template alone: Cookiecutter copies all that lies beside it, such as .venv."""

