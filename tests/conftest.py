@@ -12,7 +12,7 @@ NO_SKIPS = "LANES_NO_SKIPS"  # 1 where every server is there (.ci/run): a skippe
 
 
 #: Files that take minutes, the longest first: begun last, one would run alone in the end.
-LONGEST = ("systemd", "output", "readme", "supervisord", "update", "tox", "moving_in", "package")
+LONGEST = ("systemd", "update", "output", "tox", "supervisord", "readme", "moving_in", "package")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,9 @@ def test_a_project_passes_its_own_tests(
     template: Path, env: dict[str, str], tmp_path: Path, name: str, only: tuple[str, ...]
 ) -> None:
     assert bake(template, tmp_path, BAKES[name].answers, env).returncode == 0
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *only]
+    # Two at a time: they wait more than they work, and no other file here takes as long.
+    two = () if only else ("--numprocesses=2", "--dist=loadfile")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *two, *only]
     result = run(*command, cwd=tmp_path / BAKES[name].slug, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
     # No test is skipped, expected to fail, or warned about.
