@@ -16,8 +16,8 @@ LONGEST = ("systemd", "update", "output", "tox", "supervisord", "readme", "movin
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    files = [f"test_{name}.py" for name in LONGEST]
-    items.sort(key=lambda item: files.index(item.path.name) if item.path.name in files else 99)
+    begun = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begun.get(item.path.name, len(begun)))
 
 
 @pytest.fixture(scope="session")
