@@ -11,8 +11,14 @@ import support
 NO_SKIPS = "LANES_NO_SKIPS"  # 1 where every server is there (.ci/run): a skipped test fails the run
 
 
+#: Run on a bake, by test_runtime.py.
+collect_ignore = ["runtime"]
+
 #: Files that take minutes, the longest first: begun last, one would run alone in the end.
-LONGEST = ("systemd", "update", "output", "tox", "supervisord", "readme", "moving_in", "package")
+LONGEST = (
+    *("systemd", "update", "runtime", "output", "links", "vanish", "failover", "tox", "supervisord"),
+    *("readme", "moving_in", "frozen", "clocks", "package"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -556,7 +556,7 @@ def test_every_slug_and_package_let_through_is_one_that_the_project_runs_under(
         assert succeed(*command, cwd=project, env=source) == ""
         assert programs(project / f"deploy/supervisor/{slug_}.conf") == ["slow", "quick"]
         workflow = yaml.safe_load((project / ".github/workflows/ci.yml").read_text())
-        assert set(workflow["jobs"]) == {"check", "test"}
+        assert set(workflow["jobs"]) == {"check", "test", "newest"}
         monkeypatch.chdir(project)
         info = PathDistribution(
             tmp_path / hatchling.build.prepare_metadata_for_build_wheel(str(tmp_path))

@@ -18,6 +18,7 @@ from support import BIN, ROOT, bake, clone, contents, run, succeed
 Baked = Callable[[str], Path]
 HOOKS = sorted((ROOT / "hooks").glob("*.py"))
 VERSIONS = ["3.11", "3.12", "3.13", "3.14"]
+NEWEST = ".venv/bin/python -m pip install --upgrade celery 'kombu[redis]' billiard redis supervisor"
 
 
 @pytest.fixture(params=["template", "project"])
@@ -76,10 +77,23 @@ def test_tox_and_the_workflow_run_every_python(tooled: Path) -> None:
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == VERSIONS
     commands = [step.get("run") for job in workflow["jobs"].values() for step in job["steps"]]
     test = 'sudo env "PATH=$PATH" bash .ci/run' if tooled == ROOT else "make test"
-    assert [command for command in commands if command] == ["make check", test]
+    with_arguments = test.replace("bash", '"ARGS=$ARGS" bash')
+    assert [command for command in commands if command] == [
+        *("make check", test, "make install", NEWEST, with_arguments)
+    ]
     listed = re.search(r"^env_list = (.*)", (tooled / "tox.ini").read_text(), re.MULTILINE)
     assert listed is not None
     assert listed[1].split(", ") == ["py" + version.replace(".", "") for version in VERSIONS]
+
+
+def test_the_newest_releases_are_tried_each_week_and_block_nothing(tooled: Path) -> None:
+    workflow = yaml.safe_load((tooled / ".github/workflows/ci.yml").read_text())
+    assert {"schedule", "workflow_dispatch"} < set(workflow[True])  # YAML's `on`
+    newest = workflow["jobs"]["newest"]
+    assert newest["continue-on-error"] is True
+    assert newest["if"] == (
+        "github.event_name == 'schedule' || github.event_name == 'workflow_dispatch'"
+    )
 
 
 def test_the_workflow_pins_its_actions_and_asks_for_no_more_than_it_needs(

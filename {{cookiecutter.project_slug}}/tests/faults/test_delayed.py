@@ -1,5 +1,6 @@
 """Delayed tasks wait in Redis: they cost a worker nothing, delay nobody, and are not lost."""
 
+import json
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -103,3 +104,57 @@ def test_a_retry_with_a_countdown_runs_after_a_kill(make_fleet: MakeFleet) -> No
     fleet.start()
     fleet.await_ended(["again"], "its second run")
     assert fleet.ledger.started["again"] == 2
+
+
+def test_what_falls_due_while_the_worker_is_busy_runs_in_the_order_in_which_it_was_due(
+    make_fleet: MakeFleet,
+) -> None:
+    """Seen before, and with a plain task behind it: the newest first."""
+    fleet = make_fleet(concurrency=1)
+    fleet.start()
+    names = [f"t{number}" for number in range(8)]
+    fleet.send(
+        *(message("tick", [name], eta=_due(1 + number / 10)) for number, name in enumerate(names))
+    )
+    wait_until(lambda: fleet.redis.zcard(fleet.keys("delayed")) == len(names), "all to be delayed")
+    fleet.send(message("hold", ["held"]))
+    wait_until(lambda: fleet.ledger.started["held"], "the worker to be busy")
+    last = fleet.redis.zrange(fleet.keys("delayed"), -1, -1, withscores=True)[0][1]
+    wait_until(lambda: fleet.redis.time()[0] > last, "all to be due")
+    fleet.mend("held")
+    fleet.await_ended(names, "all to run")
+    assert sorted(names, key=lambda name: fleet.ledger.when(name)[0]) == names
+    fleet.assert_all_ran(names, 0, "in the order in which they were due")
+
+
+@pytest.mark.timeout(SOAK)
+@pytest.mark.ours_only("stock keeps delayed tasks in its workers")
+@pytest.mark.parametrize("flood", ["due at once", "plain"])
+def test_neither_what_is_due_nor_what_is_not_delayed_waits_for_a_flood_of_the_other(
+    make_fleet: MakeFleet, rounds: int, flood: str
+) -> None:
+    """20,000 for every day; with --rounds 10, the 200,000 of which this was seen.
+
+    Seen before: of those due, a hundred at a time went in front of all that was plain.
+    """
+    fleet = make_fleet(concurrency=2)
+    count = 20_000 * rounds
+    few = [f"few{number}" for number in range(100)]
+    past = _due(-60)
+    for start in range(0, count, 5000):
+        many = ticks(f"many{number}" for number in range(start, start + 5000))
+        if flood == "plain":
+            fleet.send(*many)
+        else:
+            fleet.redis.zadd(fleet.keys("delayed"), {json.dumps(each): start for each in many})
+    if flood == "plain":
+        fleet.redis.zadd(
+            fleet.keys("delayed"), {json.dumps(message("tick", [n], eta=past)): 1 for n in few}
+        )
+    else:
+        fleet.send(*ticks(few))
+    fleet.start()
+    fleet.await_ended(few, "the few")
+    ran = len(fleet.ledger.ended) - len(few)
+    print(f"{ran} of {count} {flood} ran while {len(few)} others did")
+    assert ran < 20 * len(few), "they took turns"

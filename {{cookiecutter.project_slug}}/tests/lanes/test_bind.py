@@ -7,11 +7,12 @@ from typing import Any
 import celery
 import pytest
 from celery import Celery
+from celery.backends.base import DisabledBackend
 from celery.contrib.testing.worker import start_worker
 from harness import wait_until
 from kombu.transport import resolve_transport
 
-from {{ cookiecutter.package_name }}.lanes import bind
+from {{ cookiecutter.package_name }}.lanes import bind, timeouts
 from {{ cookiecutter.package_name }}.lanes.consumer import Consumer
 from {{ cookiecutter.package_name }}.lanes.errors import RoutingError, UsageError
 from {{ cookiecutter.package_name }}.lanes.redis import transport
@@ -105,12 +106,16 @@ def test_nothing_but_json_is_read(app: Celery) -> None:
 def test_the_broker_and_results_come_from_the_environment(
     bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BROKER_URL", "redis://broker/4")
-    app = bound(LANES)
-    assert (app.conf.broker_url, app.conf.result_backend) == (
-        "redis://broker/4",
-        "redis://broker/1",
-    )
+    monkeypatch.setenv("BROKER_URL", "redis://:secret@broker/4")
+    app: Any = bound(LANES)
+    assert (app.server.endpoint.hosts, app.server.endpoint.database) == ((("broker", 6379),), 4)
+    assert (app.results.endpoint.hosts, app.results.endpoint.database) == ((("broker", 6379),), 1)
+    # What Celery shows, where Flower and `celery report` look; without the password.
+    assert app.conf.broker_url == app.server.endpoint.shown
+    assert app.conf.result_backend == app.results.endpoint.shown
+    assert "broker:6379/4" in app.conf.broker_url
+    assert "broker:6379/1" in app.conf.result_backend
+    assert "secret" not in f"{app.conf.broker_url} {app.conf.result_backend}"
     assert not app.conf.task_ignore_result
 
 
@@ -118,46 +123,36 @@ def test_results_can_be_off_for_all(
     bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESULT_URL", "")
-    app = bound(LANES)
+    app: Any = bound(LANES)
     assert app.conf.result_backend is None
+    assert app.results is None
+    assert type(app.backend) is DisabledBackend
     assert app.conf.task_ignore_result
 
 
-TRANSPORTS = {
-    "TCP": ("redis://host/0", ("redis://host/0", "lanes", transport.Transport)),
-    "TLS": (
-        "rediss://host/0?ssl_cert_reqs=none",
-        ("rediss://host/0?ssl_cert_reqs=none", "lanes", transport.Transport),
-    ),
-    # kombu takes what is before a + for the transport's name.
-    "a socket": (
-        "redis+socket:///run/valkey.sock",
-        ("lanes+socket:///run/valkey.sock", "lanes", transport.Transport),
-    ),
-    "Sentinel": (
-        "sentinel://one:26379;sentinel://two:26379",
-        (
-            "sentinel://one:26379;sentinel://two:26379",
-            "lanes-sentinel",
-            transport.SentinelTransport,
-        ),
-    ),
+URLS = {
+    "TCP": "redis://host/0",
+    "TLS": "rediss://host/0?ssl_cert_reqs=none",
+    "a socket": "redis+socket:///run/valkey.sock",
+    "Sentinel": "sentinel://one:26379;sentinel://two:26379",
 }
 
 
-@pytest.mark.parametrize(("url", "expected"), TRANSPORTS.values(), ids=TRANSPORTS)
+@pytest.mark.parametrize("url", URLS.values(), ids=URLS)
 def test_every_kind_of_redis_gets_the_leased_transport(
-    bound: Callable[[str], Celery],
-    monkeypatch: pytest.MonkeyPatch,
-    url: str,
-    expected: tuple[str, str, type],
+    bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
+    """One transport for all. Seen before: Sentinel had another, lanes-sentinel."""
     monkeypatch.setenv("BROKER_URL", url)
-    app = bound(LANES)
-    *configured, transport_class = expected
-    assert [app.conf.broker_url, app.conf.broker_transport] == configured
-    assert resolve_transport(app.conf.broker_transport) is transport_class
-    assert type(app.connection_for_write().transport) is transport_class
+    app: Any = bound(LANES)
+    assert app.conf.broker_transport == "lanes"
+    assert resolve_transport(app.conf.broker_transport) is transport.Transport
+    for connect in (app.connection, app.connection_for_read, app.connection_for_write):
+        connection = connect()
+        assert type(connection.transport) is transport.Transport
+        assert connection.transport_options["server"] is app.server
+        assert connection.virtual_host == "0"
+    assert app.server.endpoint.scheme == url.partition(":")[0]
 
 
 @pytest.mark.parametrize("url", ["redis://host:6379/0", "sentinel://host:26379/0"])
@@ -169,32 +164,52 @@ def test_monitors_are_told_a_scheme_that_they_know(
     assert told.replace(":**@", "") == url
 
 
+def test_monitors_that_connect_by_themselves_can_ask_for_the_password(
+    bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower reads the queues' lengths so; without it, no secret is told."""
+    monkeypatch.setenv("BROKER_URL", "redis://:s%2Fecret@host:6379/3")
+    connection = bound(LANES).connection()
+    assert "ecret" not in connection.as_uri()
+    assert connection.as_uri(include_password=True) == "redis://:s%2Fecret@host:6379/3"
+
+
 def test_sentinels_are_asked_for_the_master_of_the_environment(
     bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BROKER_URL", "sentinel://one:26379")
+    monkeypatch.setenv("BROKER_URL", "sentinel://one:26379;sentinel://two:26380")
     monkeypatch.setenv("SENTINEL_MASTER", "main")
-    app = bound(LANES)
-    assert app.conf.broker_transport_options["master_name"] == "main"
-    assert app.conf.result_backend_transport_options == {"master_name": "main"}
+    app: Any = bound(LANES)
+    for server in (app.server, app.results):
+        assert server.sentinels.master == "main"
+        assert server.sentinels.hosts == (("one", 26379), ("two", 26380))
 
 
-SENDERS = {
-    "priority_steps": [0],
-    "socket_keepalive": True,
-    "master_name": "mymaster",
-    "lane_by_queue": {"slow_tasks": "slow", "quick_tasks": "quick", "endless_tasks": "endless"},
-}
+def test_no_wait_for_the_broker_is_without_an_end(app: Celery) -> None:
+    assert app.conf.broker_connection_timeout == timeouts.CONNECT
+    assert app.conf.broker_pool_acquire_timeout == timeouts.POOL
+    results: Any = app.results  # type: ignore[attr-defined]
+    assert (results._connect, results._reply) == (timeouts.RESULTS_CONNECT, timeouts.RESULTS_REPLY)
+
+
+def senders(app: Any) -> dict[str, Any]:
+    """Options of every connection but a worker's one."""
+    return {
+        "priority_steps": [0],
+        "health_check_interval": timeouts.HEALTH,
+        "server": app.server,
+        "lane_by_queue": {"slow_tasks": "slow", "quick_tasks": "quick", "endless_tasks": "endless"},
+    }
 
 
 def test_a_sender_holds_no_lease(app: Celery) -> None:
-    assert app.conf.broker_transport_options == SENDERS
+    assert app.conf.broker_transport_options == senders(app)
 
 
 def test_a_worker_leases_as_its_lane_says_and_in_its_own_name(app: Celery) -> None:
     assert worker_options(app, "slow_tasks") == {
         "lane": "slow",
-        "owner": "node-1@host",
+        "node": "node-1@host",
         "in_threads": False,
         "concurrency": 2,
         "lease": 20.0,
@@ -203,7 +218,7 @@ def test_a_worker_leases_as_its_lane_says_and_in_its_own_name(app: Celery) -> No
         "dead_age": 7 * 86400.0,
     }
     # Only the consumer's connection has them: any other consumer in the process would lease too.
-    assert app.conf.broker_transport_options == SENDERS
+    assert app.conf.broker_transport_options == senders(app)
 
 
 def test_a_worker_drains_as_its_lane_says(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,3 +306,16 @@ def test_celerys_worker_for_tests_runs_tasks_in_the_process_of_the_test(
         wait_until(lambda: ran == [1, 2], "the tasks")
     assert not broker.redis.exists("lanes:quick:sequence")
     app.close()
+
+
+def test_a_worker_says_that_another_brokers_url_is_not_used(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`celery -b URL` sets the variable. Seen before: it moved the worker, and not its senders."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://elsewhere:6379/0")
+    worker_options(app, "quick_tasks")
+    shown = app.server.endpoint.shown  # type: ignore[attr-defined]
+    assert capsys.readouterr().out == (
+        "quick | --broker and CELERY_BROKER_URL are not used: BROKER_URL says where the broker is, "
+        f"{shown}\n"
+    )

@@ -168,7 +168,7 @@ def test_status_shows_what_waits_and_what_is_kept(
     monkeypatch.setattr(status, "_ANSWER_TIME", 0.1)  # seconds; nobody will answer
     for _ in range(1234):
         broker.redis.lpush("quick_tasks", "{}")
-    broker.redis.zadd("lanes:slow:delayed", {"a": 1, "b": 2})
+    broker.redis.zadd("lanes:slow:delayed", {"a": 4e9, "b": 5e9})  # in a century or so
     broker.redis.zadd("lanes:quick:dead", {"1": 1})
     run("pause", "slow")
     told = run("status")

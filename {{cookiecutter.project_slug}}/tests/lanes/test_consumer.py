@@ -1,11 +1,17 @@
 """What the firewall says of a message; tests/faults shows that workers survive them all."""
 
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.worker import state
 
-from {{ cookiecutter.package_name }}.lanes.consumer import problem, set_aside
+from {{ cookiecutter.package_name }}.lanes.consumer import Request, problem, set_aside
+from {{ cookiecutter.package_name }}.lanes.redis.clock import Clock
 
 HEADERS: dict[str, Any] = {"task": "echo", "id": "1"}
 BODY: Any = [["x"], {}, {"callbacks": None}]
@@ -181,7 +187,7 @@ class Channel:
             raise OSError("away")
         self.told.append((id_, report))
 
-    def settle(self, id_: str) -> None:
+    def free_slot(self, id_: str) -> None:
         self.told.append(id_)
 
 
@@ -209,3 +215,71 @@ def test_what_could_not_be_set_aside_keeps_its_slot_and_its_lease() -> None:
     with pytest.raises(OSError, match="away"):
         set_aside(message(channel=channel, delivery_tag="7@x"), "failed", "no")
     assert channel.told == []
+
+
+HOUR = 3600.0  # seconds
+
+
+@pytest.fixture
+def request_of(bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes Celery's request of a message with these times, by seconds from now at the server."""
+    app: Any = bound('default_lane = "quick"\n[lanes.quick]\n')
+
+    @app.task(name="echo", shared=False)
+    def echo() -> None: ...
+
+    monkeypatch.setattr(state, "revoked", set())
+
+    def make(*, ahead: float = 0.0, lane: str | None = "quick", **times: float) -> Any:
+        clock = Clock(time.time)  # which is not asked
+        clock.learn(time.time() + ahead)
+        now = clock.now()
+        channel = SimpleNamespace(lane=lane, server=SimpleNamespace(clock=clock))
+        headers = {
+            name: datetime.fromtimestamp(now + seconds, UTC).isoformat()
+            for name, seconds in times.items()
+        }
+        parts = dict.fromkeys(("body", "content_type", "content_encoding")) | {"channel": channel}
+        return Request(message(headers=HEADERS | headers, **parts), app=app, task=echo)
+
+    return make
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, 0.0, HOUR], ids=["behind", "alike", "ahead"])
+def test_a_task_expires_by_the_servers_clock(request_of: Any, ahead: float) -> None:
+    """However far it is from this host's.
+
+    Seen before: by this host's, so that one an hour ahead set every task aside, and ran none.
+    """
+    assert not request_of(ahead=ahead, expires=60).maybe_expire()
+    assert state.revoked == set()
+    assert request_of(ahead=ahead, expires=-1).maybe_expire()
+    assert state.revoked == {"1"}  # where Celery looks before it runs a task
+
+
+def test_a_host_whose_clock_is_set_while_a_task_waits_expires_none_for_it(
+    request_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = request_of(expires=60)
+    at = time.time()
+    monkeypatch.setattr(time, "time", lambda: at + HOUR)
+    assert not fresh.maybe_expire()
+
+
+def test_a_task_without_an_expiry_does_not_expire(request_of: Any) -> None:
+    assert not request_of().maybe_expire()
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, HOUR])
+def test_what_the_server_gave_out_is_due_whatever_this_hosts_clock_says(
+    request_of: Any, ahead: float
+) -> None:
+    """Celery would keep it, and a slot with it, for as long as the two clocks differ."""
+    assert request_of(ahead=ahead, eta=-1).eta is None
+
+
+def test_celerys_worker_for_tests_goes_by_the_only_clock_that_it_has(request_of: Any) -> None:
+    """It has no lane, and its server may be a list in memory."""
+    request = request_of(lane=None, eta=50, expires=-1)
+    assert request.eta is not None
+    assert request.maybe_expire()

@@ -51,7 +51,7 @@ def set_aside(
     store = Store(redis, Keys(lane.name, lane.queue))
     if message is not None:
         redis.rpush(lane.queue, message)
-    id_, _ = store._run("exchange", EXCHANGE_KEYS, (1, 60, "owner", 0))
+    _, id_, _ = store._run("exchange", EXCHANGE_KEYS, (1, 60, "owner", 0))
     report = {"reason": reason, "error": "no", "traceback": None, "task": None, "task_id": None}
     assert store.set_aside(id_.decode(), report | more, cap=10_000, age=DAY) == 0
 
@@ -94,7 +94,8 @@ def test_a_letter_has_all_that_is_known(letters: list[DeadLetter]) -> None:
         traceback="trace",
         message=first.message,
     )
-    assert 0 <= deadletters.age(first) < 60
+    assert deadletters.age(first, first.at + 60) == 60
+    assert deadletters.age(first, first.at - 60) == 0
     assert (second.task, second.task_id, second.message) == (None, None, GARBAGE)
 
 

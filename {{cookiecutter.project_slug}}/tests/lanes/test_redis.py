@@ -2,16 +2,20 @@
 
 import json
 import time
+from collections.abc import Sequence
 from hashlib import sha1
 from typing import Any
 
 import pytest
 from harness import wait_until
 
-from {{ cookiecutter.package_name }}.lanes.redis.store import EXCHANGE_KEYS, Keys, Store
+from {{ cookiecutter.package_name }}.lanes.redis.store import EXCHANGE_KEYS, Keys, Rescued, Store
 
-OWNER = "quick-1@host"
+OWNER = "quick-1@host#1"
+OTHER = "quick-2@host#2"
 LEASE = 60.0  # seconds
+MOST = 3  # deliveries
+NOTHING = Rescued(wait=None, more=False, poison=[])
 REPORT = {"reason": "failed", "error": "ValueError: no"}
 DAY = 86400.0  # seconds
 
@@ -35,13 +39,42 @@ def queue(store: Store) -> list[str]:
 def fetch(
     store: Store, count: int, *done: str, lease: float = LEASE, owner: str = OWNER, last: int = 0
 ) -> Any:
-    """The script that the transport runs."""
-    return store._run("exchange", EXCHANGE_KEYS, (count, lease, owner, last, *done))
+    """The script that the transport runs; what it says after the server's time."""
+    said = store._run("exchange", EXCHANGE_KEYS, (count, lease, owner, last, *done))
+    assert float(said[0]) == pytest.approx(now(store), abs=60)
+    return said[1:]
 
 
 def take(store: Store, count: int, **options: Any) -> list[str]:
     """Fetch; the ids of the new leases."""
     return [id_.decode() for id_ in fetch(store, count, **options)[::2]]
+
+
+def owned(store: Store, owner: str = OWNER) -> list[str]:
+    """Ids of the leases of this owner, oldest first."""
+    ids = [id_.decode() for id_ in store.redis.hkeys("lanes:quick:leased")]
+    mine = [id_ for id_ in ids if id_.partition("@")[2] == owner]
+    return sorted(mine, key=lambda id_: int(id_.partition("@")[0]))
+
+
+def delayed(store: Store) -> list[str]:
+    """What waits for its time, the first due first."""
+    return [message.decode() for message in store.redis.zrange("lanes:quick:delayed", 0, -1)]
+
+
+def requeue(store: Store, ids: Sequence[str], most: int = MOST) -> list[tuple[str, int, bytes]]:
+    """Return to the queue what may have killed a process; the poison in it."""
+    return store.requeue(ids, lease=LEASE, most=most).poison
+
+
+def rescue(store: Store, *, lease: float = LEASE, at_once: int = 9, most: int = MOST) -> Rescued:
+    return store.rescue_expired(lease=lease, at_once=at_once, most=most)
+
+
+def await_the_end(store: Store, count: int) -> None:
+    """Wait until so many leases have run out."""
+    ended = ("lanes:quick:leases", "-inf")
+    wait_until(lambda: store.redis.zcount(*ended, now(store)) == count, "the leases to end")
 
 
 def keys_left(store: Store) -> set[str]:
@@ -55,10 +88,20 @@ def now(store: Store) -> float:
 
 def test_a_fetch_takes_the_oldest_and_no_more_than_asked(store: Store) -> None:
     send(store, "a", "b", "c")
-    assert fetch(store, 2) == [b"1@quick-1@host", b"a", b"2@quick-1@host", b"b"]
+    assert fetch(store, 2) == [b"1@quick-1@host#1", b"a", b"2@quick-1@host#1", b"b"]
     assert queue(store) == ["c"]
-    assert fetch(store, 2) == [b"3@quick-1@host", b"c"]
+    assert fetch(store, 2) == [b"3@quick-1@host#1", b"c"]
     assert fetch(store, 2) == []
+
+
+def test_a_fetch_says_first_what_time_it_is_at_the_server(store: Store) -> None:
+    send(store, "a", "b")
+    before = now(store)
+    taken = store._run("exchange", EXCHANGE_KEYS, (1, LEASE, OWNER, 0))
+    paused = (store.pause(paused=True), store._run("exchange", EXCHANGE_KEYS, (1, LEASE, OWNER, 0)))
+    told = store._run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, "1@quick-1@host#1"))
+    assert before <= float(taken[0]) <= float(paused[1][0]) <= float(told[0]) <= now(store)
+    assert (len(taken), paused[1][1:], told[1:]) == (3, [b"paused"], [])
 
 
 def test_what_was_fetched_is_leased_in_the_same_step(store: Store) -> None:
@@ -75,12 +118,63 @@ def test_what_was_fetched_is_leased_in_the_same_step(store: Store) -> None:
         assert before + LEASE <= end <= now(store) + LEASE
 
 
-def test_a_fetch_puts_what_is_due_in_front(store: Store) -> None:
-    send(store, "waits")
-    store.redis.zadd("lanes:quick:delayed", {"due": now(store) - 1, "later": now(store) + 3600})
-    assert fetch(store, 1)[1] == b"due"
-    assert queue(store) == ["waits"]
-    assert store.redis.zrange("lanes:quick:delayed", 0, -1) == [b"later"]
+def test_a_fetch_takes_what_is_due_from_where_it_waits(store: Store) -> None:
+    """Straight from there, and before what it takes from the queue.
+
+    Seen before: it was put in the queue first, in front, and was no delayed message any more.
+    """
+    send(store, "waits", "waits too")
+    store.delay({"due": now(store) - 1, "later": now(store) + 3600})
+    assert fetch(store, 2)[1::2] == [b"due", b"waits"]
+    assert queue(store) == ["waits too"]
+    assert delayed(store) == ["later"]
+
+
+def test_what_is_due_comes_in_the_order_in_which_it_was_due(store: Store) -> None:
+    """Seen before: the last due came first, since each was put in front of the one before."""
+    names = [f"due {number}" for number in range(10)]
+    began = now(store) - 100
+    store.delay({name: began + place for place, name in enumerate(names)})
+    assert [name.decode() for name in fetch(store, 10)[1::2]] == names
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+def test_neither_what_is_due_nor_what_is_in_the_queue_starves(store: Store, slots: int) -> None:
+    """They share each fetch, half and half; an odd slot is theirs in turn.
+
+    Seen before: with one slot at a time, all that was due came before the first of the queue.
+    """
+    send(store, *(f"plain {number}" for number in range(200)))
+    began = now(store) - 1000
+    store.delay({f"due {number}": began + number for number in range(200)})
+    came: list[str] = []
+    while got := fetch(store, slots)[1::2]:
+        came += [message.decode() for message in got]
+    kinds = [name.split()[0] for name in came]
+    for taken in range(slots, 400, slots):
+        assert abs(kinds[:taken].count("due") - taken / 2) <= slots
+    for kind in ("plain", "due"):
+        each = [name for name in came if name.startswith(kind)]
+        assert each == [f"{kind} {number}" for number in range(200)]
+
+
+def test_what_one_of_them_leaves_free_is_the_others(store: Store) -> None:
+    send(store, "a", "b", "c")
+    store.delay({"due": now(store) - 1})
+    assert fetch(store, 4)[1::2] == [b"due", b"a", b"b", b"c"]
+    send(store, "d")
+    store.delay({f"due {number}": now(store) - 9 + number for number in range(3)})
+    assert fetch(store, 4)[1::2] == [b"due 0", b"due 1", b"due 2", b"d"]
+
+
+def test_no_more_leaves_delayed_than_is_wanted(store: Store) -> None:
+    """Seen before: a hundred went to the queue with the first fetch, for one slot."""
+    began = now(store) - 1000
+    store.delay({f"due {number:03}": began + number for number in range(150)})
+    assert fetch(store, 2)[1::2] == [b"due 000", b"due 001"]
+    assert delayed(store) == [f"due {number:03}" for number in range(2, 150)]
+    assert queue(store) == []
+    assert len(owned(store)) == 2
 
 
 def test_what_a_plain_sender_gave_a_priority_is_taken_in_kombus_order(store: Store) -> None:
@@ -94,13 +188,14 @@ def test_what_a_plain_sender_gave_a_priority_is_taken_in_kombus_order(store: Sto
 
 
 def test_a_paused_lane_gives_nothing_and_loses_nothing(store: Store) -> None:
+    """What is due stays where it waits. Seen before: it went to the queue, paused or not."""
     send(store, "a")
-    store.redis.set("lanes:quick:paused", "1")
-    store.redis.zadd("lanes:quick:delayed", {"due": now(store) - 1})
+    store.pause(paused=True)
+    store.delay({"due": now(store) - 1})
     assert fetch(store, 5) == [b"paused"]
-    assert sorted(queue(store)) == ["a", "due"]
+    assert (queue(store), delayed(store)) == (["a"], ["due"])
     assert not store.redis.exists("lanes:quick:leased")
-    store.redis.delete("lanes:quick:paused")
+    store.pause(paused=False)
     assert len(take(store, 5)) == 2
 
 
@@ -126,12 +221,13 @@ def test_nothing_to_acknowledge_is_no_call(store: Store) -> None:
     store.redis = None
     store._scripts = {}
     store.acknowledge([])
-    assert store.hand_back([]) == []
+    store.hand_back([])
+    assert store.dead_letters([]) == []
 
 
 def test_an_acknowledgement_forgets_how_often_it_came_back(store: Store) -> None:
     send(store, "a")
-    store.hand_back(take(store, 1), most=3)
+    requeue(store, take(store, 1))
     assert store.redis.hvals("lanes:quick:deliveries") == [b"1"]
     store.acknowledge(take(store, 1))
     assert keys_left(store) == {"lanes:quick:sequence"}
@@ -140,14 +236,23 @@ def test_an_acknowledgement_forgets_how_often_it_came_back(store: Store) -> None
 def test_what_is_handed_back_is_next_again_in_its_order(store: Store) -> None:
     send(store, "a", "b", "c")
     ids = take(store, 2)
-    assert store.hand_back(ids) == []
+    store.hand_back(ids)
     assert queue(store) == ["a", "b", "c"]
     assert keys_left(store) == {"quick_tasks", "lanes:quick:sequence"}  # and is not counted
     # A lease is never used twice, so a late acknowledgement of the first worker changes nothing.
     again = take(store, 2)
     assert set(again).isdisjoint(ids)
     store.acknowledge(ids)
-    assert len(store.owned(OWNER)) == 2
+    assert len(owned(store)) == 2
+
+
+def test_no_number_of_times_that_it_is_handed_back_makes_a_message_poison(store: Store) -> None:
+    """A stop, a full worker, a message that was not due: nobody has begun to run it."""
+    send(store, "a")
+    for _ in range(5 * MOST):
+        store.hand_back(take(store, 1))
+    assert keys_left(store) == {"quick_tasks", "lanes:quick:sequence"}
+    assert requeue(store, take(store, 1)) == []
 
 
 def test_what_somebody_else_has_taken_back_is_not_handed_back_twice(store: Store) -> None:
@@ -161,29 +266,38 @@ def test_what_somebody_else_has_taken_back_is_not_handed_back_twice(store: Store
 def test_what_came_back_too_often_is_poison_and_stays_leased(store: Store) -> None:
     send(store, "a", "b")
     for _ in range(2):
-        assert store.hand_back(take(store, 1), most=3) == []
+        assert requeue(store, take(store, 1)) == []
     bad, good = take(store, 2)
-    assert store.hand_back([bad, good], most=3) == [(bad, 3, b"a")]
+    assert requeue(store, [bad, good]) == [(bad, 3, b"a")]
     assert queue(store) == ["b"]
-    assert store.owned(OWNER) == [bad]
+    assert owned(store) == [bad]
 
 
 def test_the_same_bytes_are_counted_as_one_message(store: Store) -> None:
     send(store, "a")
-    store.hand_back(take(store, 1), most=3)
+    requeue(store, take(store, 1))
     key = sha1(b"a", usedforsecurity=False).hexdigest().encode()
     assert store.redis.hgetall("lanes:quick:deliveries") == {key: b"1"}
+
+
+def look_now(store: Store) -> None:
+    """As if somebody had looked at the leases a moment ago, and no owner needed time."""
+    store.redis.hset("lanes:quick:watch", mapping={"looked": now(store), "grace": 0})
 
 
 def test_only_the_expired_are_taken_back_and_the_renewed_passed_over(store: Store) -> None:
     send(store, "a", "b")
     dead, alive = take(store, 2, lease=0.05)
-    wait_until(lambda: store.redis.zcount("lanes:quick:leases", "-inf", now(store)) == 2, "the end")
+    await_the_end(store, 2)
     store.renew([alive], LEASE)
-    assert store.hand_back([dead, alive], most=3, only_expired=True) == []
+    look_now(store)
+    assert rescue(store) == NOTHING
     assert queue(store) == ["a"]
-    assert store.owned(OWNER) == [alive]
+    assert owned(store) == [alive]
     assert len(store.redis.hkeys("lanes:quick:deliveries")) == 1
+    assert rescue(store) == NOTHING  # there is nothing more
+    assert store.redis.hvals("lanes:quick:deliveries") == [b"1"]
+    assert dead not in owned(store)
 
 
 def test_a_lease_that_was_taken_back_cannot_be_renewed(store: Store) -> None:
@@ -199,66 +313,178 @@ def test_a_renewal_says_which_are_still_leased(store: Store) -> None:
     send(store, "a", "b", "c")
     first, second, third = take(store, 3)
     store.hand_back([second])
-    assert store.renew([first, second, third, "99@nobody"], LEASE) == [first, third]
-    assert store.renew([second], LEASE) == []
+    before = now(store)
+    at, renewed = store.renew([first, second, third, "99@nobody"], LEASE)
+    assert renewed == [first, third]
+    assert before <= at <= now(store)
+    assert store.renew([second], LEASE)[1] == []
 
 
-def look_now(store: Store) -> None:
-    """As if somebody had looked at the leases a moment ago, and no owner needed time."""
-    store.redis.hset("lanes:quick:watch", mapping={"looked": now(store), "grace": 0})
-
-
-def test_overdue_are_those_that_ran_out_oldest_first(store: Store) -> None:
-    send(store, "a", "b", "c")
-    first, second = take(store, 2, lease=0.05)
+def test_those_that_ran_out_are_in_front_again_oldest_first(store: Store) -> None:
+    send(store, "a", "b", "c", "d")
+    take(store, 2, lease=0.05)
     take(store, 1)
-    wait_until(lambda: store.redis.zcount("lanes:quick:leases", "-inf", now(store)) == 2, "the end")
+    await_the_end(store, 2)
     look_now(store)
-    assert store.overdue(LEASE) == [first, second]
+    assert rescue(store) == NOTHING
+    assert queue(store) == ["a", "b", "d"]
 
 
-def test_all_that_ran_out_are_overdue_at_once_in_the_order_of_their_fetches(store: Store) -> None:
+def test_all_that_ran_out_go_back_at_once_in_the_order_of_their_fetches(store: Store) -> None:
     """A renewal gives them all one time, and of equal times Redis says "10@" before "2@".
 
     Seen before: the first 100 in that order, so that what had waited was counted for what ran.
     """
-    send(store, *(str(number) for number in range(128)))
-    ids = take(store, 128)
+    sent = [str(number) for number in range(128)]
+    send(store, *sent)
+    store.renew(take(store, 128), -1.0)
+    look_now(store)
+    assert rescue(store, at_once=32) == NOTHING
+    assert queue(store) == sent
+    ran = {sha1(each.encode(), usedforsecurity=False).hexdigest().encode() for each in sent[:32]}
+    assert store.redis.hgetall("lanes:quick:deliveries") == dict.fromkeys(ran, b"1")
+
+
+def test_of_each_owner_the_oldest_count_and_no_others(store: Store) -> None:
+    """As many as a worker runs at once; the others only waited beside them."""
+    sent = [str(number) for number in range(12)]
+    send(store, *sent)
+    ids = [id_ for turn in range(6) for id_ in take(store, 2, owner=(OWNER, OTHER)[turn % 2])]
     store.renew(ids, -1.0)
     look_now(store)
-    assert sorted(store.overdue(LEASE), key=ids.index) == ids
+    assert rescue(store, at_once=3) == NOTHING
+    assert queue(store) == sent
+    ran = [sent[place] for place in (0, 1, 4, 2, 3, 6)]
+    digests = {sha1(each.encode(), usedforsecurity=False).hexdigest().encode() for each in ran}
+    assert store.redis.hgetall("lanes:quick:deliveries") == dict.fromkeys(digests, b"1")
 
 
-def test_nothing_is_overdue_until_owners_had_a_lease_of_time_to_renew(store: Store) -> None:
-    """Nobody has looked for long: the broker, or every worker, was away."""
-    lease = 0.5
+def test_more_than_a_thousand_of_several_owners_go_back_in_their_order(store: Store) -> None:
+    """In steps, between which Redis serves others; of each owner its oldest count all the same.
+
+    Seen before: behind all that had run came all that had waited, and the order was lost.
+    """
+    owners = [f"quick-{number}@host#{number}" for number in range(3)]
+    sent = [str(number) for number in range(2400)]
+    send(store, *sent)
+    ids = [id_ for turn in range(300) for id_ in take(store, 8, owner=owners[turn % 3])]
+    store.renew(ids, -1.0)
+    steps = 1
+    look_now(store)
+    while (rescued := rescue(store, at_once=10)).more:
+        assert rescued.poison == []
+        steps += 1
+    assert steps > 1
+    assert queue(store) == sent
+    assert not store.redis.exists("lanes:quick:leased", "lanes:quick:leases")
+    ran = [str(24 * turn + 8 * owner + each) for owner in range(3) for turn, each in FIRST_TEN]
+    digests = {sha1(each.encode(), usedforsecurity=False).hexdigest().encode() for each in ran}
+    assert store.redis.hgetall("lanes:quick:deliveries") == dict.fromkeys(digests, b"1")
+
+
+#: Of an owner that takes eight in each of its turns: turn, place.
+FIRST_TEN = [*((0, place) for place in range(8)), (1, 0), (1, 1)]
+
+
+def test_poison_that_two_rescuers_find_at_once_is_counted_once_and_given_to_one(
+    store: Store,
+) -> None:
+    """Seen before: each of them counted it, and set it aside with a count of its own."""
     send(store, "a")
-    (id_,) = take(store, 1, lease=0.01)
-    store.redis.hset("lanes:quick:watch", "looked", now(store) - lease)
-    began = time.monotonic()
-    assert store.overdue(lease) == []
+    for _ in range(MOST - 1):
+        requeue(store, take(store, 1))
+    (id_,) = take(store, 1, lease=0.05)
+    await_the_end(store, 1)
+    look_now(store)
+    found = [rescue(store).poison, rescue(store).poison]
+    assert found == [[(id_, MOST, b"a")], []]
+    assert store.redis.hvals("lanes:quick:deliveries") == [str(MOST).encode()]
+    # Should the one die before it has set it aside, another does it.
+    assert owned(store) == [id_]
+    store.renew([id_], -1.0)
+    assert rescue(store).poison == [(id_, MOST + 1, b"a")]
 
-    def look() -> list[str]:
-        # Often enough, as workers do it, for the grace to end.
-        return store.overdue(lease)
 
-    assert wait_until(look, "the grace to end") == [id_]
-    assert time.monotonic() - began >= lease
+def test_nothing_is_taken_back_until_owners_had_a_lease_of_time_to_renew(store: Store) -> None:
+    """Nobody has looked for long: the broker, or every worker, was away.
 
-
-def test_the_first_look_of_all_takes_nothing(store: Store) -> None:
+    The time is a lease's, 5 s at the most. Seen before: all of a lease, which may be an hour.
+    """
+    lease = 0.9
     send(store, "a")
     take(store, 1, lease=0.01)
-    assert store.overdue(LEASE) == []
-    assert float(store.redis.hget("lanes:quick:watch", "grace")) > now(store)
+    store.redis.hset("lanes:quick:watch", "looked", now(store) - lease)
+    began = time.monotonic()
+    wait = rescue(store, lease=lease).wait
+    assert wait == pytest.approx(lease, abs=0.1)
+
+    def look() -> bool:
+        # Often enough, as workers do it, for the grace to end.
+        return rescue(store, lease=lease).wait is None
+
+    assert wait_until(look, "the grace to end")
+    assert time.monotonic() - began >= lease
+    assert queue(store) == ["a"]
 
 
-def test_a_worker_finds_its_own_in_their_order_and_no_others(store: Store) -> None:
-    send(store, *(str(number) for number in range(13)))
-    mine = take(store, 11)
-    take(store, 1, owner="quick-1@host2")
-    take(store, 1, owner="1@quick-1@host")
-    assert store.owned(OWNER) == mine  # by number: 2 is before 10
+@pytest.mark.parametrize(("lease", "grace"), [(2.0, 2.0), (60.0, 5.0)])
+def test_the_first_look_of_all_takes_nothing(store: Store, lease: float, grace: float) -> None:
+    send(store, "a")
+    take(store, 1, lease=0.01)
+    assert rescue(store, lease=lease) == Rescued(
+        wait=pytest.approx(grace, abs=0.1), more=False, poison=[]
+    )
+    ends = float(store.redis.hget("lanes:quick:watch", "grace"))
+    assert 0 < ends - now(store) <= grace
+    assert len(owned(store)) == 1
+
+
+@pytest.mark.parametrize(("lease", "gap"), [(6.0, 4.0), (60.0, 8.0)])
+def test_owners_get_time_when_two_looks_were_missed(store: Store, lease: float, gap: float) -> None:
+    """Workers look at each third of a lease, each 4 s at least."""
+    send(store, "a", "b")
+    for seconds, taken in ((gap / 2, True), (gap + 1, False)):
+        store.renew(take(store, 1), -1.0)
+        watch = {"looked": now(store) - seconds, "grace": 0}
+        store.redis.hset("lanes:quick:watch", mapping=watch)
+        assert (rescue(store, lease=lease).wait is None) is taken
+        assert bool(owned(store)) is not taken
+
+
+def test_what_a_dead_worker_held_is_taken_back_and_nobody_elses(store: Store) -> None:
+    sent = [str(number) for number in range(14)]
+    send(store, *sent)
+    take(store, 11)
+    others = [*take(store, 1, owner="quick-1@host2#1"), *take(store, 1, owner=f"1@{OWNER}")]
+    others += take(store, 1, owner="quick-1@host#12")
+    for owner in (OWNER, OTHER):
+        store.renew([], LEASE, owner=owner, note="note")
+    rescued = store.rescue_from(OWNER, lease=LEASE, at_once=2, most=MOST)
+    assert rescued == NOTHING
+    assert queue(store) == sent[:11]  # by number: 2 is before 10
+    assert {*map(bytes.decode, store.redis.hkeys("lanes:quick:leased"))} == {*others}
+    assert len(store.redis.hkeys("lanes:quick:deliveries")) == 2
+    assert list(store.workers()) == [OTHER]
+
+
+def test_a_worker_is_known_with_its_note_until_it_says_goodbye(store: Store) -> None:
+    before = now(store)
+    store.renew([], LEASE, owner=OWNER, note='{"pid": 7}')
+    store.renew([], LEASE)  # says nothing of anybody
+    assert list(store.workers()) == [OWNER]
+    at, note = store.workers()[OWNER]
+    assert before <= at <= now(store)
+    assert note == '{"pid": 7}'
+    store.forget_worker(OWNER)
+    assert store.workers() == {}
+
+
+def test_a_worker_that_said_nothing_for_a_day_is_forgotten(store: Store) -> None:
+    for owner in (OWNER, OTHER):
+        store.renew([], LEASE, owner=owner, note="")
+    store.redis.hset("lanes:quick:workers", OWNER, f"{now(store) - DAY - 60} ")
+    store.forget_old_workers(now(store))
+    assert list(store.workers()) == [OTHER]
 
 
 def test_what_is_not_due_waits_until_it_is(store: Store) -> None:
@@ -272,6 +498,21 @@ def test_what_is_not_due_waits_until_it_is(store: Store) -> None:
     assert not store.redis.exists("lanes:quick:leased", "lanes:quick:leases", "quick_tasks")
     store.postpone({id_: 0})  # no longer ours
     assert store.redis.zscore("lanes:quick:delayed", "a") == pytest.approx(due, abs=0.001)
+
+
+def test_identical_bytes_are_postponed_each_and_all_come_back(store: Store) -> None:
+    """Seen before: of two, one was gone: a set holds the same bytes once."""
+    message = '{"headers": {"eta": "2001-01-01T00:00:00"}}'
+    send(store, message, message, message)
+    due = now(store) - 1
+    for id_ in take(store, 2):
+        store.postpone({id_: due})
+    (third,) = take(store, 1, owner=OTHER)  # of what is due, the first
+    store.postpone({third: due})
+    store.postpone(dict.fromkeys(take(store, 1), due))
+    assert store.redis.zcard("lanes:quick:delayed") + len(queue(store)) == 3
+    came = fetch(store, 5)[1::2]
+    assert [json.loads(each) for each in came] == [json.loads(message)] * 3
 
 
 def set_aside(
@@ -307,8 +548,8 @@ def test_what_is_set_aside_keeps_its_bytes_and_a_report_and_is_acknowledged(stor
 
 def test_a_report_says_how_often_it_was_delivered(store: Store) -> None:
     send(store, "a")
-    store.hand_back(take(store, 1), most=9)
-    store.hand_back(take(store, 1), most=9)
+    requeue(store, take(store, 1), most=9)
+    requeue(store, take(store, 1), most=9)
     (id_,) = take(store, 1)
     set_aside(store, id_)
     assert json.loads(store.redis.hget("lanes:quick:dead:reports", "3"))["deliveries"] == 3
@@ -391,7 +632,9 @@ def test_lanes_do_not_meet(store: Store) -> None:
     send(store, "a")
     ids = take(store, 1)
     other.acknowledge(ids)
-    assert other.hand_back(ids) == []
-    assert other.owned(OWNER) == []
+    other.hand_back(ids)
+    assert requeue(other, ids) == []
+    assert other.rescue_from(OWNER, lease=LEASE, at_once=9, most=1) == NOTHING
     assert set_aside(other, ids[0]) == -1
-    assert store.owned(OWNER) == ids
+    assert owned(store) == ids
+    assert keys_left(store) == {"lanes:quick:sequence", "lanes:quick:leased", "lanes:quick:leases"}

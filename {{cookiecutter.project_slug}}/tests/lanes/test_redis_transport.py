@@ -1,23 +1,27 @@
 """What a channel does when replies are late, lost or refused: its loop is turned by hand."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import kombu
 import pytest
-from harness import wait_until
+from harness import server_of, wait_until
+from redis.exceptions import ConnectionError as BrokenConnectionError
 from redis.exceptions import RedisError
 
-from {{ cookiecutter.package_name }}.lanes.bind import _register_transports
+from {{ cookiecutter.package_name }}.lanes.bind import _register_transport
 from {{ cookiecutter.package_name }}.lanes.errors import UsageError
 from {{ cookiecutter.package_name }}.lanes.redis import transport
 from {{ cookiecutter.package_name }}.lanes.redis.leases import Leases
 from {{ cookiecutter.package_name }}.lanes.redis.store import Keys
+from {{ cookiecutter.package_name }}.lanes.timeouts import FETCH, REPLY
 
-OWNER = "quick-1@host"
+NODE = "quick-1@host"
 KEYS = Keys("quick", "quick_tasks")
 
 
@@ -26,16 +30,17 @@ class Worker:
 
     def __init__(self, url: str, lease: float) -> None:
         options = {
+            "server": server_of(url),
             "lane_by_queue": {KEYS.queue: KEYS.lane},
             "lane": KEYS.lane,
-            "owner": OWNER,
+            "node": NODE,
             "concurrency": 2,
             "lease": lease,
             "max_deliveries": 3,
             "dead_cap": 9,
             "dead_age": 99.0,
         }
-        self.connection = kombu.Connection(url, transport="lanes", transport_options=options)
+        self.connection = kombu.Connection(transport="lanes", transport_options=options)
         self.channel: Any = self.connection.default_channel
         self.channel.basic_qos(0, 4, False)
         self.got: list[Any] = []
@@ -66,7 +71,7 @@ def make_worker(broker: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWo
     """Its leases are looked after by `leases._tend()` alone, which others of the lane do too."""
     monkeypatch.setattr(Leases, "_keep", lambda _self: None)
     monkeypatch.setattr(transport, "_leases", {})
-    _register_transports()
+    _register_transport()
     workers: list[Worker] = []
 
     def make(lease: float = 60.0) -> Worker:
@@ -96,10 +101,10 @@ def leased(redis: Any) -> int:
 
 def test_a_prefix_for_keys_is_refused(broker: Any) -> None:
     """Seen before: what was sent with one was never fetched, and nothing said so."""
-    _register_transports()
-    options = {"global_keyprefix": "x:"}
+    _register_transport()
+    options = {"global_keyprefix": "x:", "server": server_of(broker.url)}
     with (
-        kombu.Connection(broker.url, transport="lanes", transport_options=options) as connection,
+        kombu.Connection(transport="lanes", transport_options=options) as connection,
         pytest.raises(UsageError, match="global_keyprefix"),
     ):
         connection.channel()
@@ -208,3 +213,102 @@ def test_what_was_fetched_behind_a_wait_that_the_server_refused_is_handed_back(
     assert not broker.redis.exists(KEYS("deliveries"))
     worker.turn()
     assert [message.headers["id"] for message in worker.got] == ["a", "b"]
+
+
+def test_a_paused_lane_with_messages_is_not_asked_all_the_time(
+    broker: Any, make_worker: MakeWorker
+) -> None:
+    """A wait for its queue ends at once: the worker lets time pass instead."""
+    worker = make_worker()
+    send(broker.redis, "a")
+    broker.redis.set(KEYS("paused"), "1")
+    worker.turn()
+    began = time.monotonic()
+    for _ in range(3):
+        worker.turn()
+    assert time.monotonic() - began >= 3 * FETCH
+    assert not worker.got
+    broker.redis.delete(KEYS("paused"))
+    worker.turn()
+    assert [message.headers["id"] for message in worker.got] == ["a"]
+
+
+def test_after_a_full_round_what_is_done_is_told_with_the_next(
+    broker: Any, make_worker: MakeWorker
+) -> None:
+    """One round trip for both: throughput is part of the design."""
+    worker = make_worker()
+    send(broker.redis, *"abcdefgh")
+    worker.turn()
+    worker.channel.connection.looped = True
+    for message in worker.got[:4]:
+        message.ack()
+    scripts = broker.redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+    worker.turn()
+    assert broker.redis.info("commandstats")["cmdstat_evalsha"]["calls"] == scripts + 1
+    assert [message.headers["id"] for message in worker.got] == list("abcdefgh")
+    assert leased(broker.redis) == 4
+
+
+def test_a_reply_that_does_not_come_is_given_up_in_time(
+    broker: Any, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop waits for a socket that has nothing to read: no time-out of that sees it.
+
+    Seen before: nobody looked, and a worker of a frozen broker waited for it to go on.
+    """
+    worker = make_worker()
+    send(broker.redis, *"abcdefgh")
+    worker.turn()
+    worker.channel.connection.looped = True
+    first = worker.got[0]
+    first.ack()
+    connection = worker.channel.client.connection
+    with monkeypatch.context() as network:
+        network.setattr(connection, "send_packed_command", lambda *_args, **_options: None)
+        worker.begin()
+    worker.channel.check_round()  # in time
+    asked = worker.channel.fetch.round
+    late = dataclasses.replace(asked, sent_at=asked.sent_at - FETCH - REPLY)
+    monkeypatch.setattr(worker.channel.fetch, "round", late)
+    with pytest.raises(BrokenConnectionError, match="has not answered in time"):
+        worker.channel.check_round()
+    assert connection._sock is None
+    assert list(worker.channel.leases._pending) == [first.delivery_tag]
+    worker.channel.leases._tend()
+    assert not broker.redis.hexists(KEYS("leased"), first.delivery_tag)
+
+
+def test_all_that_is_not_due_is_got_past_in_full_rounds(
+    broker: Any, make_worker: MakeWorker
+) -> None:
+    """A Celery without this transport sent them to the queue, in front of what can be run.
+
+    As many at a time as there are free slots would take for ever.
+    """
+    worker = make_worker()
+    later = {"eta": datetime.fromtimestamp(time.time() + 3600, UTC).isoformat()}
+    for number in range(150):
+        headers = {"id": str(number)} | later
+        message = {"body": "", "headers": headers, "properties": {"delivery_info": {}}}
+        broker.redis.lpush(KEYS.queue, json.dumps(message))
+    send(broker.redis, "ready")
+    for _ in range(4):  # 4, 100, and the rest
+        worker.turn()
+    assert [message.headers["id"] for message in worker.got] == ["ready"]
+    assert broker.redis.zcard(KEYS("delayed")) == 150
+    assert leased(broker.redis) == 1
+
+
+def test_what_is_due_by_the_server_is_delivered_whatever_this_hosts_clock_says(
+    broker: Any, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen before: it was postponed again and again by a host that was an hour behind."""
+    worker = make_worker()
+    at = time.time()
+    monkeypatch.setattr(time, "time", lambda: at - 3600)
+    eta = datetime.fromtimestamp(at - 60, UTC).isoformat()
+    message = {"body": "", "headers": {"id": "a", "eta": eta}, "properties": {"delivery_info": {}}}
+    broker.redis.zadd(KEYS("delayed"), {json.dumps(message): at - 60})
+    worker.turn()
+    assert [message.headers["id"] for message in worker.got] == ["a"]

@@ -2,31 +2,25 @@
 
 import functools
 import importlib
-import importlib.metadata
+import os
 import warnings
 from typing import Any
 
 from celery import Celery
-from celery.signals import celeryd_init
+from celery.signals import celeryd_init, worker_shutdown, worker_shutting_down
 from kombu import Connection, Queue
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
-from . import config, drain, notify, settings
+from . import config, drain, notify, settings, timeouts
 from .config import Lane, Lanes
 from .consumer import Consumer
-from .errors import LanesError, UsageError
+from .errors import BrokerError, ContractError, LanesError, UsageError
+from .redis.connect import Server
+from .redis.refusals import is_final
 from .routing import AMQP
 from .settings import Settings
 from .task import Task
-
-#: The transport overrides kombu's own methods, which another version may have changed.
-TESTED_KOMBU = "5.7."
-
-#: By the scheme of RESULT_URL.
-_RESULT_BACKENDS = dict.fromkeys(("redis", "rediss"), f"{__package__}.results:Backend") | {
-    "sentinel": f"{__package__}.results:SentinelResults"
-}
 
 
 def bind(app: Celery) -> Celery:
@@ -41,18 +35,18 @@ def bind(app: Celery) -> Celery:
     app.lanes = lanes  # type: ignore[attr-defined]
     app.lease_options = {}  # type: ignore[attr-defined]  # until the app is a worker's
     app.amqp_cls = AMQP  # type: ignore[assignment]  # a name or a class
+    app.events_cls = f"{__package__}.remote:Events"
+    app.control_cls = f"{__package__}.remote:Control"
     app.task_cls = _task_class(app)  # type: ignore[assignment]
-    _register_transports()
-    transport = "lanes-sentinel" if environment.broker_url.startswith("sentinel") else "lanes"
-    app.loader.override_backends = _RESULT_BACKENDS
+    _register_transport()
     app.task = _checking_lane(app.task, lanes)  # type: ignore[method-assign]
+    connect(app, environment)
     app.conf.update(
-        broker_url=environment.broker_url.replace("redis+socket", "lanes+socket", 1),
-        result_backend=environment.result_url,
-        task_ignore_result=environment.result_url is None,
-        broker_transport=transport,
-        broker_transport_options=_transport_options(lanes, environment),
-        result_backend_transport_options={"master_name": environment.sentinel_master},
+        task_ignore_result=environment.results is None,
+        broker_transport="lanes",
+        # A send that cannot get through is an error within seconds; see timeouts.py.
+        broker_connection_timeout=timeouts.CONNECT,
+        broker_pool_acquire_timeout=timeouts.POOL,
         worker_consumer=Consumer,
         # An outage of any length is waited out; Celery's default gives up after 100 tries.
         broker_connection_max_retries=None,
@@ -84,15 +78,38 @@ def _task_class(app: Celery) -> type:
     return Task if issubclass(Task, own) else type("Task", (own, Task), {"abstract": True})
 
 
-def _register_transports() -> None:
-    # Under names, because a broker URL may not name a module, and redis+socket:// puts its own
-    # transport's name in front.
-    package = f"{__package__}.redis.transport"
-    TRANSPORT_ALIASES["lanes"] = f"{package}:Transport"
-    TRANSPORT_ALIASES["lanes-sentinel"] = f"{package}:SentinelTransport"
+def connect(app: Any, environment: Settings) -> None:
+    """Have `app` use the broker and the result backend of `environment`, and no others.
+
+    Celery reads variables of its own, on its command line and after it (`BROKER_URL`,
+    `CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND`, ...), and they outrank its settings. So what it
+    reads is for show; `Connection` and `Backend` go by these two.
+    """
+    results = environment.results
+    app.server = Server(environment.broker)
+    app.results = results and Server(
+        results, connect=timeouts.RESULTS_CONNECT, reply=timeouts.RESULTS_REPLY
+    )
+    app.backend_cls = f"{__package__}.results:Backend" if results else "disabled"
+    app.conf.update(
+        broker_url=environment.broker.shown,
+        result_backend=results.shown if results else None,
+        broker_transport_options={
+            # Priorities within a queue are four Redis lists each; a lane is the priority.
+            "priority_steps": [0],
+            "health_check_interval": timeouts.HEALTH,
+            "lane_by_queue": {each.queue: each.name for each in app.lanes},
+            "server": app.server,
+        },
+    )
+
+
+def _register_transport() -> None:
+    # Under a name, because a broker URL may not name a module.
+    TRANSPORT_ALIASES["lanes"] = f"{__package__}.redis.transport:Transport"
     # What a connection says that it is: Flower and others ask, and count the queues of those alone
     # that they know.
-    Connection.resolve_aliases |= {"lanes": "redis", "lanes-sentinel": "sentinel"}
+    Connection.resolve_aliases |= {"lanes": "redis"}
 
 
 def lane_of_worker(lanes: Lanes, queues: list[str] | None) -> Lane:
@@ -114,21 +131,10 @@ def lane_of_worker(lanes: Lanes, queues: list[str] | None) -> Lane:
     return lanes.get(served.pop())
 
 
-def _transport_options(lanes: Lanes, environment: Settings) -> dict[str, Any]:
-    return {
-        # Priorities within a queue are four Redis lists each; a lane is the priority.
-        "priority_steps": [0],
-        # A broker that vanished without closing the connection is noticed.
-        "socket_keepalive": True,
-        "master_name": environment.sentinel_master,  # for sentinel:// alone
-        "lane_by_queue": {each.queue: each.name for each in lanes},
-    }
-
-
-def _lease_options(lane: Lane, owner: str) -> dict[str, Any]:
+def _lease_options(lane: Lane, node: str) -> dict[str, Any]:
     """Transport options of the one connection with which a worker consumes its lane."""
     keys = ("concurrency", "lease", "max_deliveries", "dead_cap", "dead_age")
-    own = {"lane": lane.name, "owner": owner, "in_threads": lane.pool == "threads"}
+    own = {"lane": lane.name, "node": node, "in_threads": lane.pool == "threads"}
     return own | {key: getattr(lane, key) for key in keys}
 
 
@@ -143,14 +149,28 @@ def _configure_worker(
         # Celery logs what a signal's receiver raises and goes on; SystemExit passes.
         print(error, flush=True)
         raise SystemExit(error.exit_code) from None
+    try:
+        importlib.import_module(f"{__package__}.contract")  # of no use to a sender
+    except ContractError as error:
+        print(*(f"{lane.name} | {problem}" for problem in error.problems), sep="\n", flush=True)
+        raise SystemExit(error.exit_code) from None
+    try:
+        app.server.check()
+    except BrokerError as error:
+        if is_final(error):
+            print(f"{lane.name} | {error}", flush=True)
+            raise SystemExit(error.exit_code) from None
+        # It may be down, or start after us: the worker waits for it.
     app.lease_options = _lease_options(lane, instance.hostname)
     drain.install(lane)
     notify.install(app, lane)
-    kombu = importlib.metadata.version("kombu")
-    if not kombu.startswith(TESTED_KOMBU):
+    worker_shutting_down.connect(_stop_leases, weak=False)
+    worker_shutdown.connect(_end_leases, weak=False)
+    other = os.environ.get("CELERY_BROKER_URL")
+    if other and other != os.environ.get("BROKER_URL"):
         print(
-            f"{lane.name} | kombu {kombu} is installed, and the leased transport was "
-            f"tested with {TESTED_KOMBU}x",
+            f"{lane.name} | --broker and CELERY_BROKER_URL are not used: BROKER_URL says where the "
+            f"broker is, {app.server.endpoint.shown}",
             flush=True,
         )
     # What Celery says past its log, before that is set up and when it stops, has no lane in front.
@@ -162,6 +182,18 @@ def _configure_worker(
     conf.worker_task_log_format = (
         f"{lane.name} | %(asctime)s %(levelname)s %(task_name)s[%(task_id)s] %(message)s"
     )
+
+
+def _stop_leases(**_: Any) -> None:
+    from .redis.transport import stop_all  # of no use to a sender
+
+    stop_all()
+
+
+def _end_leases(**_: Any) -> None:
+    from .redis.transport import end_all  # of no use to a sender
+
+    end_all()
 
 
 def _show_warning(lane: Lane, message: Any, category: type[Warning], *_: Any) -> None:

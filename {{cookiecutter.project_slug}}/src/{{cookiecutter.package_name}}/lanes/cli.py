@@ -214,12 +214,13 @@ def list_dead(as_json: bool, **chosen: Any) -> None:
     choice = _Choice(**chosen)
     with operations.broker(_app()) as redis:
         letters = [letter for lane in choice.lanes for letter in choice.letters(redis, lane)]
+        now = operations.store_of(redis, _lanes().default).now()
     if as_json:
         click.echo(json.dumps([_letter_object(letter) for letter in letters], indent=2))
         return
     table = _table("id", "age", "reason", "task", "deliveries", "error")
     for letter in letters:
-        age = _duration(deadletters.age(letter))
+        age = _duration(deadletters.age(letter, now))
         error = escape(letter.error.partition("\n")[0][:100])
         cells = (letter.id, age, letter.reason, escape(letter.task or "-"), str(letter.deliveries))
         table.add_row(*cells, error)

@@ -11,8 +11,8 @@ import select
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 import celery.worker.consumer
 import celery.worker.request
@@ -25,6 +25,7 @@ from celery.exceptions import (
     Retry,
     TimeLimitExceeded,
 )
+from celery.worker import state
 from kombu.asynchronous import get_event_loop
 
 _HEARING = 2.0  # seconds, at most, to hear from children that were just given a task
@@ -127,7 +128,6 @@ class Consumer(celery.worker.consumer.Consumer):
     channel_errors: tuple[type[Exception], ...]
     app: Any
     pool: Any
-    ensure_connected: Any
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Celery's handler of a message, for messages that it can handle."""
@@ -155,6 +155,22 @@ class Consumer(celery.worker.consumer.Consumer):
             heartbeat=heartbeat, transport_options=self.app.lease_options
         )
         return self.ensure_connected(connection)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """As Celery's, which says each second what redis-py says, and not what to do."""
+        told = ""
+
+        def tell(error: Exception, _interval: float) -> None:
+            nonlocal told
+            why = self.app.server.explain(error)
+            if why != told:
+                logger.error("%s; trying until it answers", why)
+            told = why
+
+        pauses = {"interval_start": 0.2, "interval_step": 0.2, "interval_max": 1.0}  # seconds
+        conn.ensure_connection(tell, callback=state.maybe_shutdown, **pauses)
+        self.first_connection_attempt = False
+        return conn
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Without Celery's warning that what runs will be run again: leases outlive this."""
@@ -235,6 +251,26 @@ class Request(celery.worker.request.Request):
 
         cls.on_success = on_end  # type: ignore[assignment, method-assign]
 
+    @property
+    def eta(self) -> datetime | None:
+        """None: the lane's server gave it out because it is due, by the only clock that counts.
+
+        Celery would compare it with this host's, and keep the task until then.
+        """
+        return None if self.message.channel.lane else super().eta
+
+    def maybe_expire(self) -> Literal[True] | None:
+        """As Celery's, by the broker's clock: whether the task has waited for too long."""
+        if self.message.channel.lane is None:
+            return super().maybe_expire()
+        if not self.expires:
+            return None
+        expires = self.expires if self.expires.tzinfo else self.expires.replace(tzinfo=UTC)
+        if self.message.channel.server.clock.now() <= expires.timestamp():
+            return None
+        state.revoked.add(self.id)
+        return True
+
     def acknowledge(self) -> None:
         """Acknowledge; a failure for good is set aside in the same step."""
         if self._failure is None or self.acknowledged:
@@ -302,4 +338,4 @@ def set_aside(message: Any, reason: str, error: str, traceback: str | None = Non
         "task_id": headers.get("id") if _is_text(headers.get("id")) else None,
     }
     message.channel.leases.set_aside(message.delivery_tag, report)
-    message.channel.qos.settle(message.delivery_tag)
+    message.channel.qos.free_slot(message.delivery_tag)

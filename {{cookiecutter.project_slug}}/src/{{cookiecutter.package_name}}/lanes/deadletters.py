@@ -1,14 +1,12 @@
 """Dead letters: messages set aside with a reason instead of being run or dropped."""
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from .config import Lane
-from .redis.store import Keys, Store
+from .redis.store import Keys, Store, instant
 
 REASONS = ("poison", "failed", "expired", "unknown", "malformed")
 _BATCH = 500  # letters read or moved in one go
@@ -44,19 +42,11 @@ def read(
     numbers: Iterable[int] | None = None,
 ) -> Iterator[DeadLetter]:
     """The lane's dead letters, oldest first, those that match all of what is given."""
-    keys = Keys(lane.name, lane.queue)
-    if numbers is None:
-        wanted = redis.zrange(keys("dead"), 0, -1)
-    else:
-        wanted = [str(number).encode() for number in numbers]
+    store = Store(redis, Keys(lane.name, lane.queue))
+    wanted = store.dead_numbers() if numbers is None else list(numbers)
     for start in range(0, len(wanted), _BATCH):
-        part = wanted[start : start + _BATCH]
-        messages = redis.hmget(keys("dead:messages"), part)
-        reports = redis.hmget(keys("dead:reports"), part)
-        for number, message, text in zip(part, messages, reports, strict=True):
-            if message is None or text is None:
-                continue
-            letter = _letter(lane.name, int(number), message, json.loads(text))
+        for number, message, report in store.dead_letters(wanted[start : start + _BATCH]):
+            letter = _letter(lane.name, number, message, report)
             if reason in (None, letter.reason) and task in (None, letter.task):
                 yield letter
 
@@ -102,28 +92,28 @@ def retry(
         moved: told how many went with each batch, for a progress bar.
     """
     store = Store(redis, Keys(lane.name, lane.queue))
-    total = 0
+    total, now = 0, store.now()
     for batch in _batches(letters):
-        count = store.retry({letter.number: _renewed(letter, lane) for letter in batch})
+        count = store.retry({letter.number: _renewed(letter, lane, now) for letter in batch})
         total += count
         moved(count)
     return total
 
 
-def _renewed(letter: DeadLetter, lane: Lane) -> bytes:
+def _renewed(letter: DeadLetter, lane: Lane, now: float) -> bytes:
     """The message, with a fresh expiry if it has expired; all else as it was."""
     try:
         message = json.loads(letter.message)
-        expires = datetime.fromisoformat(message["headers"]["expires"])
+        expires = instant(message["headers"]["expires"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return letter.message  # it has none, or is no task
-    if (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) > datetime.now(UTC):
+    if expires is None or expires > now:
         return letter.message
     from .routing import stamp
 
     message["headers"]["expires"] = None
     message["headers"]["eta"] = None
-    stamp(message["headers"], lane)
+    stamp(message["headers"], lane, now)
     return json.dumps(message).encode()
 
 
@@ -131,15 +121,10 @@ def purge(
     redis: Any, lane: Lane, letters: Iterable[DeadLetter], gone: Callable[[int], None]
 ) -> int:
     """Delete letters for good; returns how many."""
-    keys = Keys(lane.name, lane.queue)
+    store = Store(redis, Keys(lane.name, lane.queue))
     total = 0
     for batch in _batches(letters):
-        numbers = [letter.number for letter in batch]
-        with redis.pipeline() as pipe:
-            pipe.zrem(keys("dead"), *numbers)
-            pipe.hdel(keys("dead:messages"), *numbers)
-            pipe.hdel(keys("dead:reports"), *numbers)
-            count = int(pipe.execute()[0])
+        count = store.purge_dead([letter.number for letter in batch])
         total += count
         gone(count)
     return total
@@ -156,6 +141,6 @@ def _batches(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
         yield batch
 
 
-def age(letter: DeadLetter) -> float:
-    """Seconds since it was set aside."""
-    return max(0.0, time.time() - letter.at)
+def age(letter: DeadLetter, now: float) -> float:
+    """Seconds since it was set aside; `now` by the broker's clock."""
+    return max(0.0, now - letter.at)

@@ -47,3 +47,11 @@ class BrokerError(LanesError):
     """Raised when the broker does not answer, or refuses."""
 
     exit_code = 1
+
+
+class ContractError(LanesError):
+    """Raised when another package lacks what we borrow of it; `problems` has a line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

@@ -15,6 +15,8 @@ from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
 from .config import Lane
+from .redis.store import Keys, Store
+from .timeouts import REPLY
 
 _TICK = 0.5  # seconds between two ticks of the worker's event loop
 _LOOK = 1.0  # seconds between two looks at them, each followed by a ping when there was one
@@ -45,6 +47,9 @@ class Notifier:
     def is_stuck(self, now: float) -> bool:
         """Whether the event loop should have ticked since the last look and has not.
 
+        It may stand still for one reply of a broker that is slow, or away: each of its waits ends
+        by then, and what comes after it is a tick, or the end of the consumer.
+
         One look that finds no tick costs one ping and no more: systemd waits for `watchdog`
         seconds without any, so a busy loop that ticks now and then goes on.
 
@@ -52,7 +57,7 @@ class Notifier:
         silent for as long as the outage, and a healthy worker would be ended for it.
         """
         ticked = self.ticked
-        return ticked is not None and now - ticked > self.interval
+        return ticked is not None and now - ticked > self.interval + REPLY
 
     def keep_alive(self) -> None:
         """Thread: the watchdog's ping, and before the worker is ready, more time to start."""
@@ -66,16 +71,15 @@ class Notifier:
 
     def keep_posted(self) -> None:
         """Thread: what the worker does, in words. It may hang on the broker; the ping may not."""
+        store = Store(self.app.server.client, Keys(self.lane.name, self.lane.queue))
         while True:
-            self.send(f"STATUS={self._status()}")
+            self.send(f"STATUS={self._status(store)}")
             time.sleep(_STATUS)
 
-    def _status(self) -> str:
+    def _status(self, store: Store) -> str:
         running = f"{self.lane.name}: {len(state.active_requests)} running"
         try:
-            with self.app.connection_for_read() as connection:
-                connection.ensure_connection(max_retries=1, timeout=3)
-                waiting = connection.default_channel.client.llen(self.lane.queue)
+            waiting = store.counts().waiting
         except Exception:  # noqa: BLE001 - whatever it is, the broker does not answer
             return f"{running}, the broker does not answer"
         return f"{running}, {waiting} waiting"

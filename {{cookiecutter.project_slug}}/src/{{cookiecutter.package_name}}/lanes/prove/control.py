@@ -1,7 +1,7 @@
 """The control arm: Celery as it comes, one queue for everything."""
 
+import os
+
 from celery import Celery
 
-from .. import settings
-
-app = Celery("control", broker=settings.load().broker_url, set_as_current=False)
+app = Celery("control", broker=os.environ.get("BROKER_URL"), set_as_current=False)

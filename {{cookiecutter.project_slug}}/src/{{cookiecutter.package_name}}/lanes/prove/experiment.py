@@ -12,10 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import worker
+from .. import settings, worker
+from ..bind import connect
 from ..broker import free_port
 from ..config import Lane, Lanes
 from ..errors import BrokerError, UsageError
+from ..routing import CELERY_VARIABLES
 from .tasks import STARTS
 
 CUT_OFF = 10.0  # seconds, then a task counts as not answered
@@ -100,9 +102,12 @@ class Bench:
 
     def __init__(self, app: Any, control: Any, url: str, redis: Any) -> None:
         self.app, self.control, self.redis = app, control, redis
-        self.environment = os.environ | {"BROKER_URL": url, "RESULT_URL": ""}
-        for each in (app, control):
-            each.conf.broker_url = url
+        for variable in CELERY_VARIABLES:  # they would move the control arm elsewhere
+            os.environ.pop(variable, None)
+        own = {"BROKER_URL": url, "RESULT_URL": ""}
+        self.environment = os.environ | own
+        connect(app, settings.load(own))
+        control.conf.broker_url = url
 
     def flood(self, app: Any, task: str, queue: str, count: int) -> float:
         """Queue `count` slow tasks; returns the seconds that took."""

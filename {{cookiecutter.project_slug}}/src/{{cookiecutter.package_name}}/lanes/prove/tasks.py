@@ -3,18 +3,19 @@
 import functools
 import json
 import time
+from typing import Any
 
-import redis
 from celery import shared_task
 
 from .. import settings
+from ..redis.connect import Server
 
 STARTS = "prove:starts"  # Redis list of [number of the probe, seconds it waited]
 
 
 @functools.cache
-def _client() -> redis.Redis:
-    return redis.Redis.from_url(settings.load().broker_url)
+def _client() -> Any:
+    return Server(settings.load().broker).client
 
 
 @shared_task(name="prove.probe", ignore_result=True)

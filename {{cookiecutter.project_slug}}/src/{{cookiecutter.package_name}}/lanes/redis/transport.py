@@ -1,34 +1,27 @@
-"""kombu's Redis transport, with leases; see the package's docstring for the life of a message.
+"""kombu's Redis transport with leases; see the package's docstring for the life of a message.
 
-A subclass, so that remote control, events, reconnecting, TLS and Sentinel stay kombu's own. Each
-override says why it had to be. Tested with kombu 5.7.
+A subclass, so that remote control, events and reconnecting stay kombu's own. How to connect is
+`connect`'s, what is fetched is `fetch`'s, what is held is `leases`': here is what joins them to
+kombu. Each override says why it had to be; `contract` lists what is borrowed.
 """
 
-import hashlib
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import cached_property
 from queue import Empty
-from time import monotonic
 from typing import Any
-from urllib.parse import quote
 
 from celery.worker import state
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
-from redis import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis import exceptions
 
 from ..errors import UsageError
+from .connect import Server
+from .fetch import MOST, Fetch, Fetched
 from .leases import Leases
-from .store import EXCHANGE, EXCHANGE_KEYS, Keys, Store
-
-_WAIT = 0.5  # seconds to wait for a message; also how late a delayed one may be noticed
-_EXCHANGE_SHA = hashlib.sha1(EXCHANGE.encode(), usedforsecurity=False).hexdigest()
-_MOST = 100  # messages in one fetch, when the consumer sets no limit
+from .store import EXCHANGE, Keys, Store, instant
 
 _leases: dict[str, Leases] = {}  # by lane: those of this process
 
@@ -36,8 +29,21 @@ _leases: dict[str, Leases] = {}  # by lane: those of this process
 def hand_back_all() -> None:
     """Return all that this process holds, running or not, to its queue."""
     for leases in _leases.values():
-        leases.tell_done()
+        leases.send_acks()
         leases.hand_back(list(leases.held))
+
+
+def stop_all() -> None:
+    """The process was told to stop; safe in a signal's handler."""
+    for leases in _leases.values():
+        leases.stop()
+
+
+def end_all() -> None:
+    """The process ends in order: it is no worker any more."""
+    for leases in _leases.values():
+        leases.send_acks()
+        leases.end()
 
 
 class Message(virtual.Message):
@@ -73,20 +79,25 @@ class QoS(kombu_redis.QoS):
         # loop, or once the worker stops and it turns no more, nobody would. A closed channel, left
         # by a connection that was lost, has no connection.
         transport = self.channel.connection
-        loop_turns = transport is not None and transport.looped and not _stopping()
+        loop_turns = transport is not None and transport.looped and not _is_stopping()
         self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns)
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Likewise; a requeue counts as a delivery, so that it does not go on for ever."""
-        if requeue:
-            self.channel.leases.hand_back([delivery_tag], counted=True)
+        """Likewise; a requeue counts as a delivery, so that it does not go on for ever.
+
+        Not in a stop, which ends children whatever they run.
+        """
+        if requeue and _is_stopping():
+            self.channel.leases.hand_back([delivery_tag])
+        elif requeue:
+            self.channel.leases.requeue([delivery_tag])
         else:
             self.channel.leases.acknowledge(delivery_tag, at_once=True)
         virtual.QoS.ack(self, delivery_tag)
 
-    def settle(self, delivery_tag: str) -> None:
-        """Free the slot of a message that was set aside."""
+    def free_slot(self, delivery_tag: str) -> None:
+        """Of a message that was set aside."""
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> Any:  # noqa: ARG002 - kombu's signature
@@ -102,7 +113,7 @@ class QoS(kombu_redis.QoS):
             requests = state.reserved_requests if in_threads else state.active_requests
             running = {request.message.delivery_tag for request in requests}
         self._flush()
-        self.channel.leases.tell_done()
+        self.channel.leases.send_acks()
         self.channel.leases.hand_back([tag for tag in self._delivered if tag not in running])
         self._delivered.clear()
 
@@ -116,19 +127,14 @@ class LeasedChannel(kombu_redis.Channel):
     Message = Message
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
-        "lane_by_queue",
-        "lane",
-        "owner",
-        "in_threads",
-        "concurrency",
-        "lease",
-        "max_deliveries",
-        "dead_cap",
-        "dead_age",
+        *("server", "lane_by_queue", "lane", "node", "in_threads", "concurrency", "lease"),
+        *("max_deliveries", "dead_cap", "dead_age"),
     )
-    lane_by_queue: dict[str, str] = {}  # noqa: RUF012 - a transport option, never changed
-    lane: str | None = None  # a worker's, else None
-    owner: str  # these and the above are transport options; see `Leases`
+    # Transport options:
+    server: Server
+    lane_by_queue: dict[str, str] = {}  # noqa: RUF012 - never changed
+    lane: str | None = None  # a worker's, else None; those below are for a worker alone
+    node: str
     in_threads: bool = False  # its pool is one of threads
     concurrency: int = 1000  # the most that a lane may have
     lease: float
@@ -141,14 +147,11 @@ class LeasedChannel(kombu_redis.Channel):
     connection_errors: tuple[type[Exception], ...]
     global_keyprefix: str
     _create_client: Any
-    _get_pool: Any
-    _in_flight: list[str] = []  # noqa: RUF012 - names of the commands that have no reply yet
-    _full = False  # the last fetch got all it asked for: there may be more
-    _paused = False
-    _unwaited = False  # the server refused to wait: it has no memory, and a move may need some
-    _skimming = False  # none of what was fetched was due: by slots, the rest would take for ever
-    _telling: list[str] = []  # noqa: RUF012 - acknowledged by the exchange in flight
+    _registered: bool
+    _on_connection_disconnect: Any
     _kept_client: Any = None
+    # None of what was fetched was due: fetch full batches, whatever is free, to get past those.
+    _only_not_due = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As kombu's, which prefixes what is sent, and would not what is fetched."""
@@ -157,30 +160,19 @@ class LeasedChannel(kombu_redis.Channel):
             raise UsageError("global_keyprefix: use a Redis database of the project's own instead")
         self.QoS = QoS if self.lane else kombu_redis.QoS
 
-    @cached_property
-    def _lane_queue(self) -> str:
-        (queue,) = (queue for queue, name in self.lane_by_queue.items() if name == self.lane)
-        return queue
+    # Connecting
 
-    @property
-    def leases(self) -> Leases:
-        """This process's leases in the lane, made at the first use."""
-        lane = str(self.lane)
-        if lane not in _leases:
-            # A pool of their own: they outlive this channel. By the name of its connections another
-            # worker of this node name knows that this one is at work.
-            pool = self._get_pool()
-            pool.connection_kwargs["client_name"] = quote(f"lanes:{lane}:{self.owner}")
-            _leases[lane] = Leases(
-                Store(Redis(connection_pool=pool), Keys(lane, self._lane_queue)),
-                owner=self.owner,
-                concurrency=self.concurrency,
-                lease=self.lease,
-                max_deliveries=self.max_deliveries,
-                dead_cap=self.dead_cap,
-                dead_age=self.dead_age,
-            )
-        return _leases[lane]
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        """From the endpoint that was decided at the start, and not from kombu's URL.
+
+        Those that the event loop polls tell it when they close.
+        """
+        self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.server.endpoint.database)
+        return self.server.pool(on_disconnect=self._closed if asynchronous else None)
+
+    def _closed(self, connection: Any) -> None:
+        if self._registered:
+            self._on_connection_disconnect(connection)
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -191,156 +183,180 @@ class LeasedChannel(kombu_redis.Channel):
             client = self._kept_client
         yield client
 
+    # Sending
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        """A message with a time in the future waits in Redis and not in a worker's memory."""
+        """A message with a time waits in Redis until its server says that it has come."""
         due = _due(message)
-        if due is None or due <= time.time() or queue not in self.lane_by_queue:
+        lane = self.lane_by_queue.get(queue)
+        if due is None or lane is None:
             super()._put(queue, message, **kwargs)
             return
-        delayed = Keys(self.lane_by_queue[queue], queue)("delayed")
-        batch = kwargs.get("_publish_batch")
-        if batch is not None:
-            batch.add("zadd", delayed, {dumps(message): due})
-        else:
-            with self.conn_or_acquire() as client:
-                client.zadd(delayed, {dumps(message): due})
+        store = self._stores.get(lane)
+        if store is None:
+            store = self._stores[lane] = Store(self.server.client, Keys(lane, queue))
+        store.delay({dumps(message): due}, batch=kwargs.get("_publish_batch"))
+
+    @cached_property
+    def _stores(self) -> dict[str, Store]:
+        return {}
+
+    # Fetching
+
+    @cached_property
+    def _lane_queue(self) -> str:
+        (queue,) = (queue for queue, name in self.lane_by_queue.items() if name == self.lane)
+        return queue
+
+    @property
+    def leases(self) -> Leases:
+        """This process's leases in the lane, made at the first use; they outlive the channel."""
+        lane = str(self.lane)
+        if lane not in _leases:
+            _leases[lane] = Leases(
+                Store(self.server.client, Keys(lane, self._lane_queue)),
+                self.server.clock,
+                node=self.node,
+                concurrency=self.concurrency,
+                lease=self.lease,
+                max_deliveries=self.max_deliveries,
+                dead_cap=self.dead_cap,
+                dead_age=self.dead_age,
+            )
+        return _leases[lane]
+
+    @cached_property
+    def fetch(self) -> Fetch:
+        """The conversation with the lane, on the connection that the event loop polls."""
+        leases = self.leases
+        return Fetch(leases.store.keys, owner=leases.owner, lease=leases.lease)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Instead of BRPOP, which takes a message before anything has recorded it."""
-        self._not_told()
         if not self.lane or self._lane_queue not in self.active_queues:
             super()._brpop_start(timeout)  # type: ignore[misc]
             return
-        leases = self.leases  # before the first fetch: it takes back what an earlier worker held
-        free = None if self._skimming else self.qos.can_consume_max_estimate()
-        self._asked = min(free or _MOST, _MOST)
-        commands: list[tuple[Any, ...]] = []
-        self._telling = []
-        if self._full:
-            self._telling = leases.take_done()
-        elif self._paused or self._unwaited:
-            # For a list that is never there: a paused lane's may be full. It moves nothing.
-            commands.append(("BRPOP", leases.store.keys("never"), _WAIT))
-        else:
-            # From the end of the list to the same end: it wakes us and changes nothing.
-            queue = leases.store.keys.queue
-            commands.append(("BLMOVE", queue, queue, "RIGHT", "RIGHT", _WAIT))
-        # Sent with the wait, and run by the server when that ends: what wakes us comes with it.
-        names, args = self._exchange_keys, (self._asked, leases.lease, leases.owner, leases.last)
-        commands.append(("EVALSHA", _EXCHANGE_SHA, len(names), *names, *args, *self._telling))
+        self.forget_round()
+        fetch, leases = self.fetch, self.leases
+        free = None if self._only_not_due else self.qos.can_consume_max_estimate()
+        # With a round that waits, they would be told late.
+        acks = () if fetch.waits else leases.take_acks()
+        commands = fetch.begin(free or MOST, acks, last=leases.last)
         connection = self.client.connection
-        self._in_poll, self._brpop_sent_at = connection, monotonic()
-        self._in_flight = [command[0] for command in commands]
+        self._in_poll = connection
         try:
             connection.send_packed_command(connection.pack_commands(commands))
-        except self.connection_errors:
-            self._not_told()
+        except BaseException:
+            self.forget_round()
+            self._in_poll = None
             raise
-
-    @cached_property
-    def _exchange_keys(self) -> list[str]:
-        return [self.leases.store.keys(key) for key in EXCHANGE_KEYS]
 
     def _brpop_read(self, **options: Any) -> bool:
         """Read the replies, and deliver the messages."""
-        if not self._in_flight:
+        if not self.lane or self.fetch.round is None:
             return bool(super()._brpop_read(**options))  # type: ignore[misc]
-        queue = self.leases.store.keys.queue
-        messages = {id_: _payload(id_, raw, queue) for id_, raw in self._read_replies()}
+        fetched = self._end_round()
+        queue = self._lane_queue
+        messages = {id_: _payload(id_, raw, queue) for id_, raw in fetched.messages}
         if not messages:
             raise Empty
         try:
-            self._deliver(messages, queue)
+            self._deliver(messages, queue, float(fetched.now or 0.0))
         except BaseException:
             self.leases.hand_back(list(messages))
             raise
         return True
 
-    def _deliver(self, messages: dict[str, Any], queue: str) -> None:
-        """Give messages, by lease id, to the consumer; those that it has got are taken out."""
-        if queue not in self.connection._callbacks:  # noqa: SLF001 - cancelled since
-            self.leases.hand_back(list(messages))
-            return
-        now = time.time()
-        later = {id_: due for id_, each in messages.items() if (due := _due(each) or 0.0) > now}
-        self._skimming = len(later) == len(messages)
-        if later:
-            self.leases.postpone(later)  # sent by a Celery without this transport
-        ready = [id_ for id_ in messages if id_ not in later]
-        free = self.qos.can_consume_max_estimate()
-        if free is not None and len(ready) > free:
-            self.leases.hand_back(ready[free:])
-        for id_ in ready[:free]:
-            self.connection._deliver(messages[id_], queue)  # noqa: SLF001
-            del messages[id_]
-
-    def _read_replies(self) -> list[tuple[str, bytes]]:
-        """Wait for the reply to each command in flight; returns the messages fetched."""
+    def _end_round(self) -> Fetched:
+        """Wait for the reply to each command in flight; what it brought is held from here on."""
         connection, self._in_poll = self.client.connection, None
-        refused: ResponseError | None = None
-        reply: Any = None
-        self._unwaited = False
+        asked = self.fetch.round
+        replies: list[Any] = []
         try:
-            for command in self._in_flight:
+            for command in asked.commands if asked else ():
                 try:
-                    reply = self.client.parse_response(connection, command)
-                except ResponseError as error:  # the reply to the next command comes all the same
-                    if command == "BLMOVE":
-                        self._unwaited = True
-                    else:
-                        refused, reply = refused or error, []
-        except Exception:
-            self._not_told()
+                    replies.append(self.client.parse_response(connection, command[0]))
+                except (
+                    exceptions.ResponseError
+                ) as error:  # the reply to the next one comes all the same
+                    replies.append(error)
+        except BaseException:
+            self.forget_round()
             connection.disconnect()  # a reply that was not read may still come
             raise
-        if isinstance(refused, NoScriptError):
-            self._not_told()
-            # The server was restarted.
+        fetched = self.fetch.end(replies)
+        self.leases.keep_acks(fetched.untold)
+        if fetched.unknown_script:  # the server was restarted
             with self.conn_or_acquire() as client:
                 client.script_load(EXCHANGE)
-            self._full = True
-            return []
-        self._paused = reply == [b"paused"]
-        if self._paused:
-            reply = []
-        fetched = [(id_.decode(), raw) for id_, raw in zip(reply[::2], reply[1::2], strict=True)]
-        if refused:
-            self._not_told()
-            self.leases.hand_back([id_ for id_, _ in fetched])
-            raise refused
-        self._in_flight = []
-        self._full = len(fetched) >= self._asked
-        if fetched and monotonic() - self._brpop_sent_at > self.leases.lease / 3:
+        ids = [id_ for id_, _ in fetched.messages]
+        if fetched.refused:
+            self.leases.hand_back(ids)
+            raise fetched.refused
+        if ids and fetched.took > self.leases.lease / 3:
             # The server fetched while this process was busy: some may be another's by now.
-            ours = self.leases.store.renew([id_ for id_, _ in fetched], self.leases.lease)
-            fetched = [(id_, raw) for id_, raw in fetched if id_ in ours]
-        self.leases.hold([id_ for id_, _ in fetched])
+            ours = self.leases.still_ours(ids)
+            kept = tuple(each for each in fetched.messages if each[0] in ours)
+            fetched = Fetched(messages=kept, now=fetched.now, took=fetched.took)
+        self.leases.hold([id_ for id_, _ in fetched.messages])
         return fetched
 
-    def _not_told(self) -> None:
+    def _deliver(self, messages: dict[str, Any], queue: str, now: float) -> None:
+        """Give messages, by lease id, to the consumer; those that it has got are taken out.
+
+        Args:
+            now: seconds since 1970, when the server fetched them.
+        """
+        later = {id_: due for id_, each in messages.items() if (due := _due(each) or 0.0) > now}
+        self._only_not_due = len(later) == len(messages)
+        if later:
+            self.leases.postpone(later)  # sent by a Celery without this transport
+        for id_ in later:
+            del messages[id_]
+        free = self.qos.can_consume_max_estimate()
+        for id_, message in list(messages.items())[:free]:
+            # A signal's handler may cancel the consumer between any two.
+            if queue not in self.connection._callbacks:  # noqa: SLF001
+                break
+            self.connection._deliver(message, queue)  # noqa: SLF001
+            del messages[id_]
+        self.leases.hand_back(list(messages))
+
+    def check_round(self) -> None:
+        """Give up a round whose reply does not come: no time-out of a socket sees that.
+
+        Raises:
+            ConnectionError: when it is late, so that the worker connects anew.
+        """
+        asked = self.fetch.round if self.lane and self._in_poll else None
+        if asked is not None and asked.is_late():
+            self.client.connection.disconnect()
+            self.forget_round()
+            raise exceptions.ConnectionError("the broker has not answered in time")
+
+    def forget_round(self) -> None:
         """What is in flight, if anything, will have no reply."""
-        if self._in_flight:
-            self.leases.not_told(self._telling)
-            self._in_flight = []
+        if "fetch" in self.__dict__:
+            self.leases.keep_acks(self.fetch.lost())
 
     def maybe_refresh_binding_expiry(self) -> None:
         """A server that refuses is asked again; kombu's poller logs a traceback each second."""
-        with suppress(ResponseError):
+        with suppress(exceptions.ResponseError):
             super().maybe_refresh_binding_expiry()  # type: ignore[misc]
 
     def close(self) -> None:
         """Without kombu's last read, which would deliver what nobody is there to run."""
-        if self._in_poll and self._in_flight:
-            # Half a second at most. When the connection is lost, so are the replies; what they
-            # leased will be overdue.
-            with suppress(*self.connection_errors):
-                self.leases.hand_back([id_ for id_, _ in self._read_replies()])
+        if self.lane and self._in_poll and self.fetch.round is not None:
+            # Half a second, when the server is there. When the connection is lost, so are the
+            # replies; what they leased runs out.
+            with suppress(exceptions.RedisError, OSError):
+                self.leases.hand_back([id_ for id_, _ in self._end_round().messages])
             self._in_poll = None
-        self._not_told()
+        self.forget_round()
         super().close()
 
 
-def _stopping() -> bool:
+def _is_stopping() -> bool:
     return state.should_stop is not None or state.should_terminate is not None
 
 
@@ -363,27 +379,27 @@ def _payload(id_: str, raw: bytes, queue: str) -> Any:
 def _due(message: Any) -> float | None:
     """When the message is due, in seconds since 1970, if it says so in a way that can be read."""
     try:
-        eta = message["headers"]["eta"]
-        if eta is None:
-            return None
-        due = datetime.fromisoformat(eta)
-    except (KeyError, TypeError, ValueError):
+        return instant(message["headers"]["eta"])
+    except (KeyError, TypeError):
         return None
-    return (due if due.tzinfo else due.replace(tzinfo=UTC)).timestamp()
 
 
 class Poller(kombu_redis.MultiChannelPoller):
-    """kombu's poller, at whose each round what has been done is told."""
+    """kombu's poller; each round sends acknowledgements, and gives up replies that are late."""
+
+    _channels: Any
 
     def on_poll_start(self) -> None:
-        """Send acknowledgements with the next exchange, or by themselves when none is due."""
+        """Called before each wait for something to read."""
+        for channel in self._channels:
+            channel.check_round()
         super().on_poll_start()
         for leases in _leases.values():
-            leases.tell_done()
+            leases.send_acks()
 
 
 class Transport(kombu_redis.Transport):
-    """For redis://, rediss:// and redis+socket://."""
+    """The one transport, for every scheme: how to connect is the server's to know."""
 
     Channel = LeasedChannel
     looped = False  # whether an event loop turns the poller
@@ -397,19 +413,3 @@ class Transport(kombu_redis.Transport):
         """The poller's rounds are the loop's from here on."""
         super().register_with_event_loop(connection, loop)
         self.looped = True
-
-
-class SentinelChannel(LeasedChannel, kombu_redis.SentinelChannel):
-    """A leased channel to the server that Sentinel names."""
-
-    from_transport_options = (
-        *LeasedChannel.from_transport_options,
-        *kombu_redis.SentinelChannel.from_transport_options,
-    )
-
-
-class SentinelTransport(Transport):
-    """For sentinel://."""
-
-    default_port = kombu_redis.SentinelTransport.default_port
-    Channel = SentinelChannel

@@ -1,15 +1,18 @@
--- Tell which messages are done with, and take as many as there are free slots for.
+-- Acknowledge what is done, and take as many messages as there are free slots for.
 -- KEYS: queue, delayed, paused, sequence, leased, leases, deliveries, then the queue's lists for lower
 --       priorities
 -- ARGV: how many to take, lease in seconds, owner, the last lease's number that it knows, then ids of
 --       messages that are done with
--- Returns {"paused"}, or the new leases: {id, message, id, message, ...}
+-- Returns the server's time, then "paused", or the new leases: id, message, id, message, ...
 local wanted = tonumber(ARGV[1])
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1e6
+local reply = {string.format('%.6f', now)}
 
 -- 0. A server without memory refuses a script whose first write may need some; ZREM needs none.
 redis.call('ZREM', KEYS[6], '')
 
--- 1. Done with: the message, its lease, and its count of deliveries if it ever came back.
+-- 1. Done: the message, its lease, and its count of deliveries if it ever came back.
 if #ARGV > 4 then
   local counted = redis.call('EXISTS', KEYS[7]) == 1
   for index = 5, #ARGV do
@@ -23,43 +26,51 @@ if #ARGV > 4 then
   end
 end
 if wanted == 0 then
-  return {}
+  return reply
 end
 
--- 2. What is due goes to the front: it has waited long enough.
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1e6
-for _, message in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)) do
-  redis.call('RPUSH', KEYS[1], message)
-  redis.call('ZREM', KEYS[2], message)
-end
-
--- 3. A paused lane keeps what it has.
+-- 2. A paused lane keeps what it has.
 if redis.call('EXISTS', KEYS[3]) == 1 then
-  return {'paused'}
+  reply[2] = 'paused'
+  return reply
 end
 
--- 4. Take, and lease in the same step.
-local messages = redis.call('RPOP', KEYS[1], wanted) or {}
-for index = 8, #KEYS do
-  if #messages < wanted then
-    for _, message in ipairs(redis.call('RPOP', KEYS[index], wanted - #messages) or {}) do
+-- 3. Half from what is due, first due first, and half from the queue; where one has fewer, more of the
+--    other. With an odd number they take turns, by the number of the lease, so that neither starves.
+-- A server that lost its data would count anew, while the owner works on leases of those numbers.
+local number = math.max(redis.call('GET', KEYS[4]) or 0, ARGV[4])
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, wanted)
+local share = math.min(#due, math.floor((wanted + number % 2) / 2))
+local messages = {}
+for index = 1, #KEYS do
+  if (index == 1 or index > 7) and #messages < wanted - share then
+    for _, message in ipairs(redis.call('RPOP', KEYS[index], wanted - share - #messages) or {}) do
       messages[#messages + 1] = message
     end
   end
 end
-if #messages == 0 then
-  return {}
+share = math.min(#due, wanted - #messages)
+if share > 0 then
+  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, share - 1)
 end
--- A server that lost its data would count anew, while the owner works on leases of those numbers.
-local number = math.max(redis.call('GET', KEYS[4]) or 0, ARGV[4])
-redis.call('SET', KEYS[4], number + #messages)
-local taken = {}
-for index, message in ipairs(messages) do
-  local id = string.format('%d@%s', number + index, ARGV[3])
+if share + #messages == 0 then
+  return reply
+end
+
+-- 4. Lease them in the same step, those that were due before the others.
+redis.call('SET', KEYS[4], string.format('%.0f', number + share + #messages))
+local function lease(message)
+  number = number + 1
+  local id = string.format('%.0f@%s', number, ARGV[3])
   redis.call('HSET', KEYS[5], id, message)
   redis.call('ZADD', KEYS[6], now + ARGV[2], id)
-  taken[#taken + 1] = id
-  taken[#taken + 1] = message
+  reply[#reply + 1] = id
+  reply[#reply + 1] = message
 end
-return taken
+for index = 1, share do
+  lease(due[index])
+end
+for _, message in ipairs(messages) do
+  lease(message)
+end
+return reply

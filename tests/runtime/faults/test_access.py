@@ -1,0 +1,259 @@
+"""The rights in docs/access.md are enough for each kind of process, and none can be left out.
+
+The lines are read from the page and given to a real server's users. Real processes do all that
+they do with them, by way of relays, which tell whose connection is whose; what the server carries
+out is recorded, scripts' own commands included. Then each right is taken away on its own, and the
+server is asked (ACL DRYRUN) whether it would still carry out what was recorded.
+"""
+
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE, Process, Project, processes, wait_until
+from redis import Redis
+from secured import REDIS, Wire, relay, running
+from support import Server
+
+from acme_tasks.lanes import worker
+
+pytestmark = pytest.mark.ours_only("about the rights that ours needs")
+
+PAGE = Path(__file__).parents[2] / "docs" / "access.md"
+LINES = dict(
+    re.findall(r"^ACL SETUSER (\w+) (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+)
+Commands = dict[str, set[tuple[bytes, ...]]]  # by role
+ROLES = ("sender", "waiter", "worker", "operator")
+PASSWORD = "Rm4Kx9Tz"  # noqa: S105 - for users that live for a second
+
+LANES = """
+default_lane = "work"
+[lanes.work]
+concurrency = 2
+lease = "1s"
+max_retries = 1
+max_deliveries = 2
+"""
+SENDING = f"""
+import sys
+from {worker.PACKAGE}.tasks import fail, light_note
+note = sys.argv[1]
+light_note.delay(note)
+light_note.send_many([(note,)] * 3)
+light_note.apply_async((note,), countdown=0.5)
+light_note.send_many([(note,)] * 3, countdown=0.5)
+fail.delay(note)
+fail.delay(note)
+"""
+HOLDING = f"""
+import sys
+from {worker.PACKAGE}.tasks import hold_until
+hold_until.delay(*sys.argv[1:])
+"""
+WAITING = f"""
+import sys
+from celery import chain, chord, group
+from {worker.PACKAGE}.tasks import echo, lists
+echo.apply_async(("a",), countdown=0.2).get(timeout=60)
+sent = echo.delay("a")
+sent.get(timeout=60)
+sent.forget()
+group(echo.s("a"), echo.s("b")).delay().get(timeout=60)
+chain(echo.s("a"), echo.s()).delay().get(timeout=60)
+assert chord([echo.s("a"), echo.s("b")], lists.s()).delay().get(timeout=60) == ["a", "b"]
+"""
+COMMANDS = f"""
+import sys
+from {worker.PACKAGE}.lanes.cli import _main
+from {worker.PACKAGE}.lanes.deploy import Project
+project = Project(slug="tests-own", package="{worker.PACKAGE}", process_manager="both")
+for line in sys.argv[1:]:
+    _main(line.split(), obj=project, standalone_mode=False)
+"""
+BEAT = """
+app.conf.beat_schedule = {
+    "note": {"task": "light.note", "schedule": 0.5, "args": [FILE]},
+}
+"""
+LISTS = """
+
+@app.task(name="lists")
+def lists(values: list[str]) -> list[str]:
+    return values
+"""
+
+
+class Recorded:
+    """What a server carried out, by role."""
+
+    def __init__(self, server: Server, wires: dict[str, Wire]) -> None:
+        self.server, self.wires = server, wires
+        self._monitor = socket.create_connection(("127.0.0.1", server.port))
+        self._monitor.sendall(b"MONITOR\r\n")
+        self.lines: list[bytes] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with self._monitor.makefile("rb") as lines:
+            for line in lines:
+                self.lines.append(line)
+
+    def saw(self, *command: bytes) -> bool:
+        """Whether this command was carried out so far."""
+        return any(b" ".join(b'"%s"' % each for each in command) in line for line in self.lines)
+
+    def commands(self) -> Commands:
+        """The commands, each once."""
+        self._monitor.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._monitor.close()
+        role_of = {port: role for role, wire in self.wires.items() for port in wire.ports}
+        found: Commands = {role: set() for role in ROLES}
+        role: str | None = None
+        for line in self.lines:
+            parts = re.match(rb"\+[\d.]+ \[\d+ (?:lua|[\d.]+:(\d+))\] (.*)", line)
+            if not parts:
+                continue
+            if parts[1]:  # else a script's: whose it is comes before
+                role = role_of.get(int(parts[1]))
+            if role:
+                found[role].add(_arguments(parts[2]))
+        return found
+
+
+def _arguments(line: bytes) -> tuple[bytes, ...]:
+    quoted = re.findall(rb'"((?:[^"\\]|\\.)*)"', line)
+    return tuple(each.decode("unicode_escape").encode("latin-1")[:200] for each in quoted)
+
+
+@pytest.fixture(scope="module", params=["Redis", "Valkey"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    if request.param == "Redis" and not REDIS:
+        pytest.skip("no redis-server is installed")
+    binary = REDIS if request.param == "Redis" else None
+    with running(tmp_path_factory.mktemp("access") / "server", binary=binary) as server:
+        yield server
+
+
+def set_user(redis: Redis, name: str, rules: str) -> None:
+    redis.execute_command("ACL", "SETUSER", name, *rules.replace("PASSWORD", PASSWORD).split())
+
+
+@pytest.fixture(scope="module")
+def recorded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """What each role had carried out, when it had done all that it does."""
+    folder = tmp_path_factory.mktemp("roles")
+    assert set(LINES) == set(ROLES)
+    with ExitStack() as stack:
+        wires = {role: stack.enter_context(relay(server.port)) for role in ROLES}
+        projects: dict[str, Project] = {}
+        for role, wire in wires.items():
+            set_user(server.redis, role, LINES[role])
+            (folder / role).mkdir()
+            url = f"redis://{role}:{PASSWORD}@127.0.0.1:{wire.port}/0"
+            projects[role] = Project(folder / role, LANES, url)
+            with (folder / role / worker.PACKAGE / "tasks.py").open("a") as tasks:
+                tasks.write(LISTS)
+            with (folder / role / worker.PACKAGE / "celery.py").open("a") as app:
+                app.write(BEAT.replace("FILE", repr(str(folder / "beaten"))))
+        recorder = Recorded(server, wires)
+        try:
+            _do_all(recorder, projects, folder)
+        finally:
+            commands = recorder.commands()
+    return commands
+
+
+def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> None:
+    """Whatever each role does, until it is done."""
+    redis, at_work = recorder.server.redis, projects["worker"]
+
+    def start(role: str, *arguments: str) -> Process:
+        project, command = projects[role], [sys.executable, *arguments]
+        return Process(f"{role}{arguments[0]}", command, project.folder, project.environment)
+
+    def run(role: str, code: str, *arguments: str) -> str:
+        process = start(role, "-c", code, *arguments)
+        assert process.process.wait(PATIENCE) == 0, process.log
+        return process.log
+
+    def command_of(instance: int) -> list[str]:
+        return [sys.executable, "-m", worker.PACKAGE, "worker", "work", f"--instance={instance}"]
+
+    names = {f"worker-{instance}": command_of(instance) for instance in (1, 2)}
+    with processes(names, at_work.folder, at_work.environment) as workers:
+        beat = start("sender", "-m", "celery", "-A", worker.PACKAGE, "beat", f"-s{folder}/schedule")
+        waiter = start("waiter", "-c", WAITING)
+        run("sender", SENDING, str(folder / "note"))
+        assert waiter.process.wait(PATIENCE) == 0, waiter.log
+        wait_until((folder / "beaten").exists, "a task of beat's to run")
+        assert beat.end() == 0, beat.log
+        wait_until(lambda: redis.zcard("lanes:work:dead") == 2, "both that fail")
+        letters = [f"work/{number.decode()}" for number in redis.zrange("lanes:work:dead", 0, -1)]
+        one, other = letters
+        run("operator", COMMANDS, "status", "dead list", f"dead show {one}", "pause work")
+        wait_until(lambda: recorder.saw(b"BRPOP", b"lanes:work:never"), "workers to see that")
+        purge = f"dead purge {other} --yes"
+        run("operator", COMMANDS, "resume work", f"dead retry {one}", purge)
+        # A worker that was killed: another takes its task back, and its successor its name.
+        begun, go = folder / "begun", folder / "go"
+        run("sender", HOLDING, str(go), str(begun))
+        wait_until(begun.exists, "one to run it")
+        killed = next(name for name, each in workers.items() if "Task hold_until[" in each.log)
+        workers[killed].kill()
+        wait_until(lambda: len(begun.read_text().split()) == 2, "the other to run it")
+        go.touch()
+        successor = {"successor": command_of(int(killed[-1]))}
+        with processes(successor, at_work.folder, at_work.environment):
+            wait_until(lambda: len(redis.hgetall("lanes:work:workers")) == 2, "two workers")
+    assert not redis.hgetall("lanes:work:workers")
+
+
+def test_nothing_that_a_process_does_is_denied(server: Server, recorded: Commands) -> None:
+    assert all(recorded.values())
+    assert [entry["object"] for entry in server.redis.acl_log()] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_right_can_be_left_out(server: Server, recorded: Commands, role: str) -> None:
+    rules = LINES[role].split()
+    assert not _denied(server.redis, recorded[role], rules)
+    rights = [rule for rule in rules if rule[0] in "~&+"]
+    needless = [
+        right
+        for right in rights
+        if not _denied(server.redis, recorded[role], [rule for rule in rules if rule != right])
+    ]
+    assert len(rights) > 4
+    assert not needless
+
+
+def test_a_service_that_hides_what_it_is_is_taken_for_good(
+    server: Server, recorded: Commands, tmp_path: Path
+) -> None:
+    """Without INFO, as managed ones may have it, version and kind are not looked at."""
+    del recorded  # its roles are done
+    set_user(server.redis, "trial", LINES["operator"].replace("+info ", ""))
+    project = Project(tmp_path, LANES, f"redis://trial:{PASSWORD}@127.0.0.1:{server.port}/0")
+    status = project.run("status", "--json")
+    assert (status.returncode, status.stderr) == (0, "")
+
+
+def _denied(redis: Redis, commands: set[tuple[bytes, ...]], rules: list[str]) -> list[bytes]:
+    """Which of the commands a user with these rules may not run."""
+    set_user(redis, "trial", " ".join(rules))
+    with redis.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command("ACL", "DRYRUN", "trial", *command)
+        answers = pipe.execute()
+    pairs = zip(commands, answers, strict=True)
+    return [command[0] for command, answer in pairs if answer not in (b"OK", True)]

@@ -1,0 +1,450 @@
+"""Any interleaving of what several workers do to a lane, on a real Valkey: no message is lost.
+
+hypothesis chooses what happens next: sending, delaying, fetching, renewing, acknowledging, handing
+back, dying, rescuing, pausing, retrying, purging, and any of them cut off half-way. After each step
+the whole of Redis is compared with what must be there. Time passes by moving what Redis holds.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha1
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from harness import running_broker
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis.exceptions import ResponseError
+
+from acme_tasks.lanes.redis import clock as clock_module
+from acme_tasks.lanes.redis import fetch as fetch_module
+from acme_tasks.lanes.redis import store as store_module
+from acme_tasks.lanes.redis.clock import Clock
+from acme_tasks.lanes.redis.fetch import Fetch
+from acme_tasks.lanes.redis.store import LOOK, PRIORITY_LISTS, Keys, Store, in_order
+
+KEYS = Keys("quick", "quick_tasks")
+LEASE = 15.0  # seconds
+AT_ONCE = 2  # tasks that a worker runs at once
+MOST = 2  # deliveries that make a message poison
+CAP, AGE = 1000, 1e9  # of dead letters: none is dropped here
+EXAMPLES = 50  # 800 were run when this was written, in three minutes
+
+
+class Worker:
+    """One worker process: what it knows, which is less than what Redis holds in its name."""
+
+    def __init__(self, redis: Any, number: int, shift: float) -> None:
+        self.redis, self.shift = redis, shift  # seconds that its host's clock is ahead
+        self.owner = f"quick-{number}@host#{number}"
+        self.store = Store(redis, KEYS)
+        self.clock = Clock(lambda: self.store.now())
+        self.connection = redis.connection_pool.get_connection()
+        self.fetch = Fetch(KEYS, owner=self.owner, lease=LEASE)
+        self.held: list[str] = []
+        self.done: list[str] = []  # acknowledged, and not told yet
+        self.last = 0
+
+    def ask(self, wanted: int) -> Any:
+        """A round up to its replies, which the caller reads, or not."""
+        acks, self.done = self.done, []
+        commands = self.fetch.begin(wanted, acks, last=self.last)
+        if len(self.fetch.round.commands) > 1:
+            commands = commands[1:]  # the wait changes nothing, and takes half a second
+        self.connection.send_packed_command(self.connection.pack_commands(commands))
+        replies: list[Any] = [None] if len(self.fetch.round.commands) > 1 else []
+        try:
+            replies.append(self.connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+        return replies
+
+
+class Lane(RuleBasedStateMachine):
+    """The steps, and what must be true after each."""
+
+    redis: ClassVar[Any]
+
+    @initialize(shifts=st.lists(st.sampled_from([0.0, -3600.0, 40.0]), min_size=2, max_size=2))
+    def begin(self, shifts: list[float]) -> None:
+        self.redis.flushdb()
+        self.store = Store(self.redis, KEYS)
+        self.workers = [
+            Worker(self.redis, number, shift) for number, shift in enumerate(shifts, start=1)
+        ]
+        self.redis.script_load(store_module.EXCHANGE)
+        self.sent = 0
+        self.there: Counter[bytes] = Counter()  # every message that has not left
+        self.counted: Counter[bytes] = Counter()  # deliveries of each, as they must be
+        self.paused = False
+
+    def teardown(self) -> None:
+        for worker in getattr(self, "workers", []):
+            worker.redis.connection_pool.release(worker.connection)
+
+    # Sending
+
+    def _message(self, **headers: Any) -> bytes:
+        self.sent += 1
+        message = json.dumps({"headers": {"id": str(self.sent), **headers}}).encode()
+        self.there[message] += 1
+        return message
+
+    @rule(step=st.sampled_from(["", *PRIORITY_LISTS]))
+    def send(self, step: str) -> None:
+        self.redis.lpush(KEYS.queue + step, self._message())
+
+    @rule(worker=st.integers(0, 1), seconds=st.sampled_from([-5, 0, 3, 20]))
+    def send_delayed(self, worker: int, seconds: float) -> None:
+        """With a countdown, from a host whose clock is its own."""
+        with _on_the_host_of(self.workers[worker]):
+            due = self.workers[worker].clock.now() + seconds
+        assert abs(due - seconds - self.store.now()) < 5, "a countdown is by the server's clock"
+        self.store.delay({self._message(eta=due): due})
+
+    # Working
+
+    def _some(self, worker: Worker, share: float) -> list[str]:
+        return worker.held[: max(1, round(share * len(worker.held)))]
+
+    @rule(number=st.integers(0, 1), wanted=st.integers(1, 5), lost=st.booleans())
+    def fetch(self, number: int, wanted: int, lost: bool) -> None:
+        """Whose reply may be lost: then the worker does not know what it holds."""
+        worker = self.workers[number]
+        told = list(worker.done)
+        before = self._leased()
+        due = [
+            message
+            for message, at in self.redis.zrange(KEYS("delayed"), 0, -1, withscores=True)
+            if at <= self.store.now()
+        ]
+        plain = self.redis.llen(KEYS.queue)
+        replies = worker.ask(wanted)
+        for id_ in told:
+            self._gone(before.pop(id_, None))
+        after = self._leased()
+        taken = [after[id_] for id_ in in_order(after.keys() - before.keys())]
+        assert len(taken) <= wanted
+        assert before.items() <= after.items(), "what was leased stays leased"
+        assert not Counter(taken) & Counter(before.values()), "leased, and fetched again"
+        from_due = [message for message in taken if message in due]
+        assert from_due == due[: len(from_due)], "first due, first fetched"
+        assert not (self.paused and taken), "a paused lane gives nothing"
+        if not self.paused:
+            assert len(taken) == min(wanted, len(due) + self._plain_before(plain, taken, due))
+            if wanted > 1 and due and plain:
+                assert 0 < len(from_due) < len(taken), "neither keeps the other waiting"
+        if lost:
+            worker.done += worker.fetch.lost()
+        else:
+            fetched = worker.fetch.end(replies)
+            assert [message for _, message in fetched.messages] == taken
+            worker.held += [id_ for id_, _ in fetched.messages]
+            worker.last = max([worker.last, *(int(i.split("@")[0]) for i in worker.held)])
+
+    def _plain_before(self, plain: int, taken: list[bytes], due: list[bytes]) -> int:
+        """What was to be had beside what is due: the queue, and its lists of priorities."""
+        lists = sum(self.redis.llen(KEYS(name)) for name in PRIORITY_LISTS)
+        now_in_queue = self.redis.llen(KEYS.queue)
+        from_lists = sum(message not in due for message in taken) - (plain - now_in_queue)
+        return plain + lists + from_lists
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=st.integers(0, 1), share=st.floats(0, 1), at_once=st.booleans())
+    def acknowledge(self, number: int, share: float, at_once: bool) -> None:
+        worker = self.workers[number]
+        for id_ in self._some(worker, share) if worker.held else []:
+            worker.held.remove(id_)
+            worker.done.append(id_)
+        if at_once:
+            before = self._leased()
+            worker.store.acknowledge(worker.done)
+            for id_ in worker.done:
+                self._gone(before.pop(id_, None))
+            worker.done = []
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=st.integers(0, 1), share=st.floats(0, 1))
+    def hand_back(self, number: int, share: float) -> None:
+        worker = self.workers[number]
+        ids = self._some(worker, share) if worker.held else []
+        back = [message for id_, message in self._leased().items() if id_ in ids]
+        worker.store.hand_back(ids)
+        worker.held = [id_ for id_ in worker.held if id_ not in ids]
+        if back:
+            assert self.redis.lindex(KEYS.queue, -1) in back, "at the front"
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=st.integers(0, 1), seconds=st.sampled_from([2, 30]))
+    def postpone(self, number: int, seconds: float) -> None:
+        worker = self.workers[number]
+        ids = worker.held[:1]
+        worker.store.postpone({id_: self.store.now() + seconds for id_ in ids})
+        worker.held = worker.held[1:]
+
+    @rule(number=st.integers(0, 1))
+    def renew(self, number: int) -> None:
+        worker = self.workers[number]
+        _, renewed = worker.store.renew(worker.held, LEASE, owner=worker.owner, note="")
+        assert set(renewed) == set(worker.held) & self._leased().keys()
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=st.integers(0, 1), cut=st.booleans())
+    def requeue(self, number: int, cut: bool) -> None:
+        """A task that killed its child; the worker may die before it sets poison aside."""
+        worker = self.workers[number]
+        for id_ in worker.held[:1]:
+            worker.held.remove(id_)
+            message = self._leased().get(id_)
+            rescued = worker.store.requeue([id_], lease=LEASE, most=MOST)
+            if message is not None:
+                self.counted[message] += 1
+            self._settle(worker, rescued, cut=cut)
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=st.integers(0, 1))
+    def set_aside(self, number: int) -> None:
+        worker = self.workers[number]
+        for id_ in worker.held[:1]:
+            self._set_aside(worker, id_)
+            worker.held.remove(id_)
+
+    def _set_aside(self, worker: Worker, id_: str) -> None:
+        message = self._leased().get(id_)
+        dropped = worker.store.set_aside(id_, {"reason": "failed"}, cap=CAP, age=AGE)
+        assert dropped == (-1 if message is None else 0)
+        if message is not None:
+            del self.counted[message]
+
+    # Dying, and what others do about it
+
+    @rule(number=st.integers(0, 1), certain=st.booleans())
+    def die(self, number: int, certain: bool) -> None:
+        """Killed; where that is certain, the next of its name takes all back at once."""
+        dead = self.workers[number]
+        dead.held, dead.done = [], []
+        if certain:
+            self._rescue(dead, [id_ for id_ in self._leased() if id_.endswith(dead.owner)])
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 16.0]))
+    def pass_time(self, seconds: float) -> None:
+        """All that Redis holds becomes older."""
+        for name in ("leases", "delayed"):
+            for member in self.redis.zrange(KEYS(name), 0, -1):
+                self.redis.zincrby(KEYS(name), -seconds, member)
+        for field in self.redis.hkeys(KEYS("watch")):
+            self.redis.hincrbyfloat(KEYS("watch"), field, -seconds)
+
+    @rule(number=st.integers(0, 1), times=st.integers(1, MOST), cut=st.booleans())
+    def all_die_of_it(self, number: int, times: int, cut: bool) -> None:
+        """Of a task that takes its worker along, again and again; then one looks, until sure."""
+        for _ in range(times):
+            self.fetch(number, 5, lost=True)
+            for each in self.workers:
+                each.held, each.done = [], []
+            for seconds in (16.0, 6.0):
+                self.pass_time(seconds)
+                self.rescue(1 - number, cut)
+
+    @rule(number=st.integers(0, 1), cut=st.booleans())
+    def rescue(self, number: int, cut: bool) -> None:
+        """Take back what ran out; two at once find it once."""
+        worker = self.workers[number]
+        ends = dict(self.redis.zrange(KEYS("leases"), 0, -1, withscores=True))
+        over = [id_.decode() for id_, end in ends.items() if end <= self.store.now()]
+        self._rescue(worker, over, expired=True, cut=cut)
+
+    def _rescue(
+        self, worker: Worker, ids: list[str], *, expired: bool = False, cut: bool = False
+    ) -> None:
+        before = self._leased()
+        options: Any = {"lease": LEASE, "at_once": AT_ONCE, "most": MOST}
+        if expired:
+            watch = {key: float(at) for key, at in self.redis.hgetall(KEYS("watch")).items()}
+            now = self.store.now()
+            nobody_looked = now - watch.get(b"looked", 0.0) > 2 * LOOK
+            rescued = worker.store.rescue_expired(**options)
+            waits = rescued.wait is not None
+            assert waits == (nobody_looked or now < watch.get(b"grace", 0.0))
+            if waits:
+                assert self._leased() == before, "owners are given time first"
+                return
+        else:
+            rescued = worker.store.rescue_from(worker.owner, **options)
+        for owner in {id_.partition("@")[2] for id_ in ids}:
+            theirs = in_order(id_ for id_ in ids if id_.endswith("@" + owner))
+            for id_ in theirs[:AT_ONCE]:
+                self.counted[before[id_]] += 1
+        assert self._leased().keys() == before.keys() - set(ids) | {i for i, _, _ in rescued.poison}
+        again = self.workers[1 - self.workers.index(worker)].store.rescue_expired(**options)
+        assert not again.poison, "what one has, another does not find"
+        self._settle(worker, rescued, cut=cut)
+
+    def _settle(self, worker: Worker, rescued: Any, *, cut: bool) -> None:
+        for id_, deliveries, message in rescued.poison:
+            assert deliveries == self.counted[message] >= MOST
+            if not cut:
+                self._set_aside(worker, id_)
+
+    # The operator
+
+    @rule()
+    def pause_or_resume(self) -> None:
+        self.paused = not self.paused
+        self.store.pause(paused=self.paused)
+
+    @rule(purge=st.booleans())
+    def empty_the_dead(self, purge: bool) -> None:
+        numbers = self.store.dead_numbers()
+        letters = {number: message for number, message, _ in self.store.dead_letters(numbers)}
+        if not letters:
+            return
+        if purge:
+            assert self.store.purge_dead(numbers) == len(letters)
+            for message in letters.values():
+                self._gone(message)
+        else:
+            assert self.store.retry(letters) == len(letters)
+            assert self.store.retry(letters) == 0
+
+    # What must be true
+
+    def _gone(self, message: bytes | None) -> None:
+        if message is not None:
+            self.there[message] -= 1
+            del self.counted[message]
+
+    def _leased(self) -> dict[str, bytes]:
+        return {id_.decode(): each for id_, each in self.redis.hgetall(KEYS("leased")).items()}
+
+    @invariant()
+    def each_message_is_in_exactly_one_place(self) -> None:
+        places = [self.redis.lrange(KEYS(name), 0, -1) for name in ("queue", *PRIORITY_LISTS)]
+        places += [self.redis.zrange(KEYS("delayed"), 0, -1)]
+        places += [self.redis.hvals(KEYS("leased")), self.redis.hvals(KEYS("dead:messages"))]
+        assert Counter(message for place in places for message in place) == +self.there
+
+    @invariant()
+    def what_is_noted_of_them_agrees(self) -> None:
+        assert set(self.redis.zrange(KEYS("leases"), 0, -1)) == set(self.redis.hkeys(KEYS("leased")))
+        dead = [set(self.redis.hkeys(KEYS(name))) for name in ("dead:messages", "dead:reports")]
+        assert dead == [set(self.redis.zrange(KEYS("dead"), 0, -1))] * 2
+        counts = self.store.counts()
+        parts = counts.waiting + counts.delayed + counts.leased + counts.dead
+        assert (parts, counts.paused) == (self.there.total(), self.paused)
+
+    @invariant()
+    def deliveries_are_counted(self) -> None:
+        digests = {sha1(each, usedforsecurity=False).hexdigest(): each for each in self.there}
+        noted = {
+            digests[digest.decode()]: int(count)
+            for digest, count in self.redis.hgetall(KEYS("deliveries")).items()
+        }
+        assert noted == +self.counted
+
+
+@contextmanager
+def _on_the_host_of(worker: Worker) -> Iterator[None]:
+    """With that host's clock."""
+    real = clock_module.time
+    shifted = SimpleNamespace(
+        time=lambda: real.time() + worker.shift,
+        monotonic=lambda: real.monotonic() + 1000 * worker.shift,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock_module, "time", shifted)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with running_broker() as broker:
+        import redis
+
+        Lane.redis = redis.Redis.from_url(broker.url)
+        yield
+        Lane.redis.close()
+
+
+def run(*, examples: int, steps: int, explain: bool = True) -> None:
+    """So many examples of so many steps each; an AssertionError tells the shortest that fails."""
+    run_state_machine_as_test(
+        Lane,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate, Phase.shrink] if explain else [Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_no_interleaving_loses_doubles_or_miscounts_a_message() -> None:
+    run(examples=EXAMPLES, steps=40)
+
+
+#: Faults that this project has had, put back: the script, what it says, what it said.
+FAULTS = {
+    "what is due later runs first": (
+        "exchange",
+        "  lease(due[index])",
+        "  lease(due[share + 1 - index])",
+    ),
+    "poison is found by every worker that looks": (
+        "rescue",
+        "      redis.call('ZADD', KEYS[3], now + lease, id)\n",
+        "",
+    ),
+    "all that a dead worker held counts as delivered": (
+        "rescue",
+        "each[1], each[2], place <= at_once",
+        "each[1], each[2], true",
+    ),
+    "a message is taken before it is leased": (
+        "exchange",
+        "  redis.call('HSET', KEYS[5], id, message)",
+        "  if number % 7 > 0 then redis.call('HSET', KEYS[5], id, message) end",
+    ),
+    "owners get no time after an outage": (
+        "rescue",
+        "  if now < grace then",
+        "  if now < 0 then",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_model_finds_a_fault_that_is_put_back(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, right, wrong = FAULTS[fault]
+    build = Store.__init__
+
+    def broken(self: Store, redis: Any, keys: Keys) -> None:
+        build(self, redis, keys)
+        text = self._scripts[name].script
+        assert text.count(right) == 1
+        self._scripts[name] = redis.register_script(text.replace(right, wrong))
+
+    monkeypatch.setattr(Store, "__init__", broken)
+    if name == "exchange":
+        text = store_module.EXCHANGE.replace(right, wrong)
+        monkeypatch.setattr(store_module, "EXCHANGE", text)
+        digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+        monkeypatch.setattr(fetch_module, "EXCHANGE_SHA", digest)
+    with pytest.raises(AssertionError):
+        run(examples=100, steps=40, explain=False)
