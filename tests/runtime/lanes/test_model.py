@@ -49,7 +49,7 @@ class Worker:
         self.redis, self.shift = redis, shift  # seconds that its host's clock is ahead
         self.owner = f"quick-{number}@host#{number}"
         self.store = Store(redis, KEYS)
-        self.clock = Clock(lambda: self.store.now())
+        self.clock = Clock(self.store.now)
         self.connection = redis.connection_pool.get_connection()
         self.fetch = Fetch(KEYS, owner=self.owner, lease=LEASE)
         self.held: list[str] = []
@@ -337,7 +337,9 @@ class Lane(RuleBasedStateMachine):
 
     @invariant()
     def what_is_noted_of_them_agrees(self) -> None:
-        assert set(self.redis.zrange(KEYS("leases"), 0, -1)) == set(self.redis.hkeys(KEYS("leased")))
+        assert set(self.redis.zrange(KEYS("leases"), 0, -1)) == set(
+            self.redis.hkeys(KEYS("leased"))
+        )
         dead = [set(self.redis.hkeys(KEYS(name))) for name in ("dead:messages", "dead:reports")]
         assert dead == [set(self.redis.zrange(KEYS("dead"), 0, -1))] * 2
         counts = self.store.counts()

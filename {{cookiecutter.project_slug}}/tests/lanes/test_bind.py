@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -270,19 +269,6 @@ def test_a_worker_of_an_unknown_queue_is_refused(app: Celery) -> None:
     assert str(caught.value) == (
         'no lane consumes the queue "celery" (queues: slow_tasks by slow, quick_tasks by quick, '
         "endless_tasks by endless)"
-    )
-
-
-def test_a_worker_says_when_its_kombu_is_one_that_was_not_tested(
-    app: Celery, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    worker_options(app, "quick_tasks")
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(bind, "TESTED_KOMBU", "5.6.")
-    worker_options(app, "quick_tasks")
-    installed = version("kombu")
-    assert capsys.readouterr().out == (
-        f"quick | kombu {installed} is installed, and the leased transport was tested with 5.6.x\n"
     )
 
 

@@ -165,7 +165,7 @@ def test_an_unknown_lane_cannot_be_paused(broker: Any, verb: str) -> None:
 def test_status_shows_what_waits_and_what_is_kept(
     broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "_ANSWER_TIME", 0.1)  # seconds; nobody will answer
+    monkeypatch.setattr(status, "ANSWER", 0.1)  # seconds; nobody will answer
     for _ in range(1234):
         broker.redis.lpush("quick_tasks", "{}")
     broker.redis.zadd("lanes:slow:delayed", {"a": 4e9, "b": 5e9})  # in a century or so

@@ -310,7 +310,7 @@ def test_the_soft_limit_comes_first_and_the_hard_one_ends_the_task(
 def test_status_counts_workers_and_the_tasks_they_run(
     app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "_ANSWER_TIME", 5.0)  # seconds: those of a busy machine answer late
+    monkeypatch.setattr(status, "ANSWER", 5.0)  # seconds: those of a busy machine answer late
     go, seen = tmp_path / "go", tmp_path / "seen"
     app.send_task("hold_until", (str(go), str(seen)), lane="slow", ignore_result=True)
     try:

@@ -46,7 +46,7 @@ def kept(app: Any, lane: str) -> tuple[Any, ...]:
 def test_without_workers_it_tells_what_waits_and_for_how_long(
     app: Celery, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "_ANSWER_TIME", 0.1)  # seconds; nobody will answer
+    monkeypatch.setattr(status, "ANSWER", 0.1)  # seconds; nobody will answer
     for _ in range(3):
         app.send_task("echo", ("x",), lane="quick")
     wait_until(lambda: not status.read(app)[1].slo_kept, "50 ms to pass")

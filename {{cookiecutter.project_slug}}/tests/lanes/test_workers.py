@@ -15,7 +15,7 @@ import pexpect
 import pytest
 from harness import PATIENCE, Project, free_port, something_else, wait_until
 
-from {{ cookiecutter.package_name }}.lanes import broker
+from {{ cookiecutter.package_name }}.lanes import broker, endpoint
 from {{ cookiecutter.package_name }}.lanes.worker import PACKAGE
 
 LANES = """
@@ -159,7 +159,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
         app.send_task("hold", (0, str(seen["waiting"])), ignore_result=True)
         exit_code = first.ctrl_c()
         left = first.left()
-        port_is_free = broker.is_missing(url)
+        port_is_free = broker.is_missing(endpoint.parse("BROKER_URL", url))
         waiting = seen["waiting"].read_text().split() if seen["waiting"].exists() else []
     with terminal(project) as hurried:
         wait_until(seen["waiting"].exists, "the task that waited")
@@ -277,6 +277,6 @@ def test_a_port_that_something_else_has_taken_is_told(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
         f"BROKER_URL: port {port} on 127.0.0.1 is taken by something that is not Redis or "
-        "Valkey; stop it, or set BROKER_URL to another port, such as "
+        "Valkey; stop it, or set another port, such as "
         f"redis://localhost:{port + 1}/0\n"
     )

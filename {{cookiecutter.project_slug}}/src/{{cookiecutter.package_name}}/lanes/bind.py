@@ -75,7 +75,7 @@ def bind(app: Celery) -> Celery:
 def _task_class(app: Celery) -> type:
     """Our Task, with what the app's own has: Django's `delay_on_commit`, for one."""
     own = symbol_by_name(app.task_cls)  # type: ignore[arg-type]  # a name or a class
-    return Task if issubclass(Task, own) else type("Task", (own, Task), {"abstract": True})
+    return Task if issubclass(Task, own) else type("Task", (own, Task), {})
 
 
 def connect(app: Any, environment: Settings) -> None:

@@ -186,10 +186,6 @@ class Consumer(celery.worker.consumer.Consumer):
         _hear_children(self.pool)
         super().on_close()
 
-    def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002 - Celery's
-        """Not a task at all."""
-        set_aside(message, "malformed", "not a task message")
-
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
         """A task that this worker does not know, such as one of a newer release."""
         name = message.headers["task"]

@@ -54,7 +54,6 @@ WORKER: Names = {
     ("celery.app.task:Task", "task:Task"): {
         "max_retries": "Set: its lane's.",
         "ignore_result": "Likewise.",
-        "abstract": "It is no task itself.",
         "Request": "A worker makes our Request of a message.",
         "bind(app)": "A task gets its lane's limits when it is defined.",
         "__header__": "Called: `send_many` checks arguments as `delay` does.",
@@ -68,8 +67,7 @@ WORKER: Names = {
         "ensure_connected(conn)": "The log says once why the broker cannot be used.",
         "on_connection_error_after_connected(exc)": "No warning that tasks will run again.",
         "on_close()": "What children have begun is heard of before tasks are forgotten.",
-        "on_unknown_message(body, message)": "It becomes a dead letter, and is not dropped.",
-        "on_unknown_task(body, message, exc)": "Likewise.",
+        "on_unknown_task(body, message, exc)": "It becomes a dead letter, and is not dropped.",
         "on_invalid_task(body, message, exc)": "Likewise.",
         "on_decode_error(message, exc)": "Likewise.",
         "first_connection_attempt": "Set: as Celery's `ensure_connected` does.",

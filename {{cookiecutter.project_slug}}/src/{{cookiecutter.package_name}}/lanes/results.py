@@ -71,7 +71,7 @@ class Backend(RedisBackend):
         """
         return {}
 
-    def _wait_for_pending(self, result: Any, on_interval: Any = None, **options: Any) -> Any:
+    def _wait_for_pending(self, result: Any, *, on_interval: Any = None, **options: Any) -> Any:
         """As Celery's, and looks once more: for what came just before the subscription.
 
         Celery looks when it has subscribed, but on another connection, which may be faster.

@@ -25,7 +25,6 @@ class Task(celery.Task[..., Any]):
     declared); retries and results are the task's, from its own lane, unless it sets them itself.
     """
 
-    abstract = True
     Request = f"{__package__}.consumer:Request"
     __header__: Any  # Celery's check of the arguments, unknown to celery-types
     lane: str | None = None  # its own lane; None: the one its name routes to

@@ -119,7 +119,7 @@ class _Placed:
         self._generation = -1  # of the master that it is connected to
         self._greeting = False  # within its first exchange with the server
         # What redis-py would say of itself, by CLIENT SETINFO: a right more, and two round trips.
-        self.lib_name = self.lib_version = self.driver_info = None
+        vars(self).update(dict.fromkeys(("lib_name", "lib_version", "driver_info")))
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
         """Called by redis-py whenever there is no connection yet."""
