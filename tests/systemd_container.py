@@ -345,7 +345,6 @@ class Broker:
         leased: Any = self.redis.hvals(f"lanes:{lane}:leased")
         return "\n".join([*waiting, *leased])
 
-
     def dead(self) -> list[str]:
         """The reports of dead letters in both lanes."""
         reports: list[Any] = []

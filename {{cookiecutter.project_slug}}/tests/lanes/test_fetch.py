@@ -8,7 +8,7 @@ from harness import wait_until
 from redis.exceptions import NoPermissionError, ResponseError
 
 from {{ cookiecutter.package_name }}.lanes.redis import fetch as module
-from {{ cookiecutter.package_name }}.lanes.redis.fetch import EXCHANGE_SHA, MOST, Fetch, Fetched, Mode
+from {{ cookiecutter.package_name }}.lanes.redis.fetch import Fetch, Fetched, Mode
 from {{ cookiecutter.package_name }}.lanes.redis.store import EXCHANGE, Keys, Store
 from {{ cookiecutter.package_name }}.lanes.timeouts import FETCH, REPLY
 
@@ -119,8 +119,8 @@ def test_after_a_full_round_the_next_does_not_wait_and_tells_what_is_done(
 def test_a_round_asks_for_a_hundred_at_most_and_knows_when_it_got_them(
     line: Line, store: Store
 ) -> None:
-    send(store, *map(str, range(MOST + 1)))
-    assert len(line.turn(1000).messages) == MOST
+    send(store, *map(str, range(module.MOST + 1)))
+    assert len(line.turn(1000).messages) == module.MOST
     assert line.mode is Mode.NOTHING
 
 
@@ -167,7 +167,7 @@ def test_a_server_that_lost_the_script_is_told_it_again_and_nothing_is_forgotten
     assert fetched.unknown_script
     assert (fetched.untold, fetched.messages, fetched.refused) == (tuple(done), (), None)
     assert fetched.now is None
-    assert store.redis.script_load(EXCHANGE) == EXCHANGE_SHA
+    assert store.redis.script_load(EXCHANGE) == module.EXCHANGE_SHA
     assert line.begin(2, *done) == ["EVALSHA"]  # at once
     assert bodies(line.read()) == [b"b", b"c"]
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from {{ cookiecutter.package_name }} import lanes
 
 ROOT = Path(str(lanes.__file__)).parent
-ORDER = re.split(
-    r",\s+", re.findall(r"Reading order: (.*?)\. A module", lanes.__doc__ or "", re.S)[0]
-)
+TEXT = re.findall(r"Reading order: (.*?)\. A module", str(lanes.__doc__), re.DOTALL)[0]
+ORDER = re.split(r",\s+", TEXT)
 
 
 def _listed(module: str) -> str | None:

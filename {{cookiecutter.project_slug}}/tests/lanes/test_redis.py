@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from harness import wait_until
 
-from {{ cookiecutter.package_name }}.lanes.redis.store import EXCHANGE_KEYS, Keys, Rescued, Store
+from {{ cookiecutter.package_name }}.lanes.redis import store as module
+from {{ cookiecutter.package_name }}.lanes.redis.store import Keys, Rescued, Store
 
 OWNER = "quick-1@host#1"
 OTHER = "quick-2@host#2"
@@ -40,7 +41,7 @@ def fetch(
     store: Store, count: int, *done: str, lease: float = LEASE, owner: str = OWNER, last: int = 0
 ) -> Any:
     """The script that the transport runs; what it says after the server's time."""
-    said = store._run("exchange", EXCHANGE_KEYS, (count, lease, owner, last, *done))
+    said = store._run("exchange", module.EXCHANGE_KEYS, (count, lease, owner, last, *done))
     assert float(said[0]) == pytest.approx(now(store), abs=60)
     return said[1:]
 
@@ -97,9 +98,12 @@ def test_a_fetch_takes_the_oldest_and_no_more_than_asked(store: Store) -> None:
 def test_a_fetch_says_first_what_time_it_is_at_the_server(store: Store) -> None:
     send(store, "a", "b")
     before = now(store)
-    taken = store._run("exchange", EXCHANGE_KEYS, (1, LEASE, OWNER, 0))
-    paused = (store.pause(paused=True), store._run("exchange", EXCHANGE_KEYS, (1, LEASE, OWNER, 0)))
-    told = store._run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, "1@quick-1@host#1"))
+    taken = store._run("exchange", module.EXCHANGE_KEYS, (1, LEASE, OWNER, 0))
+    paused = (
+        store.pause(paused=True),
+        store._run("exchange", module.EXCHANGE_KEYS, (1, LEASE, OWNER, 0)),
+    )
+    told = store._run("exchange", module.EXCHANGE_KEYS, (0, 0, "", 0, "1@quick-1@host#1"))
     assert before <= float(taken[0]) <= float(paused[1][0]) <= float(told[0]) <= now(store)
     assert (len(taken), paused[1][1:], told[1:]) == (3, [b"paused"], [])
 

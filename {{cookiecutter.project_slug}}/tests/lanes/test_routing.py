@@ -20,9 +20,10 @@ from harness import PATIENCE, Project, free_port, running_broker
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
+from {{ cookiecutter.package_name }}.lanes import routing
 from {{ cookiecutter.package_name }}.lanes.errors import RoutingError, SendError
 from {{ cookiecutter.package_name }}.lanes.redis import transport
-from {{ cookiecutter.package_name }}.lanes.routing import CELERY_VARIABLES, SENT_AT, home_lane, stamp
+from {{ cookiecutter.package_name }}.lanes.routing import SENT_AT, home_lane, stamp
 from {{ cookiecutter.package_name }}.lanes.timeouts import SEND
 from {{ cookiecutter.package_name }}.lanes.worker import PACKAGE
 
@@ -347,7 +348,7 @@ def test_a_time_that_the_caller_names_is_the_callers(an_hour_ahead: Any, server:
 # Whose connection it is. The variables are Celery's own: it reads them after what an app says.
 
 
-@pytest.mark.parametrize("name", CELERY_VARIABLES)
+@pytest.mark.parametrize("name", routing.CELERY_VARIABLES)
 def test_a_variable_of_celerys_moves_no_message(
     server: Any, bound: Callable[[str], Celery], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
