@@ -28,6 +28,8 @@ from celery.exceptions import (
 from celery.worker import state
 from kombu.asynchronous import get_event_loop
 
+from .redis.store import instant
+
 _HEARING = 2.0  # seconds, at most, to hear from children that were just given a task
 _REFUSED = 1.0  # seconds until a broker that answers, and refuses, is asked again
 
@@ -72,12 +74,12 @@ def _problem_of_body(message: Any) -> str | None:
 
 
 def _is_time(value: object) -> bool:
+    at = instant(value)
     try:
         # Celery converts it, which overflows at either end of the calendar.
-        datetime.fromisoformat(value).astimezone()  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+        return at is not None and bool(datetime.fromtimestamp(at, UTC).astimezone())
+    except (ValueError, OverflowError):
         return False
-    return True
 
 
 def _is_limits(value: object) -> bool:

@@ -6,7 +6,7 @@ chains, chords. Celery hands it over through `Celery.amqp_cls`.
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from kombu.utils.objects import cached_property
 
 from .config import Lane, Lanes
 from .errors import RoutingError
+from .redis.store import instant
 from .timeouts import CONNECT, REPLY, SEND
 
 #: Header with the time of sending, in seconds since 1970: Celery's protocol 2 carries none, and
@@ -226,7 +227,6 @@ def stamp(headers: dict[str, Any], lane: Lane, now: float) -> None:
     if lane.expires is None:
         return
     if headers.get("expires") in (None, headers.get(LANE_EXPIRES)):
-        due = datetime.fromisoformat(headers["eta"]) if headers.get("eta") else None
-        since = due or datetime.fromtimestamp(now, UTC)
-        expires = (since + timedelta(seconds=lane.expires)).isoformat()
+        due = instant(headers.get("eta")) or now
+        expires = datetime.fromtimestamp(due + lane.expires, UTC).isoformat()
         headers["expires"] = headers[LANE_EXPIRES] = expires
