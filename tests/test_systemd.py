@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import eventually
+from processes import eventually, free_port
 from support import units
 from systemd_container import (
     IN_URL,
@@ -273,6 +273,59 @@ def test_ten_restarts_of_the_target_under_load_lose_no_task(
     lost, killed, doubled = tasks.outcome()
     print(f"measured: {len(tasks.sent)} tasks, {len(doubled)} run twice")
     assert (lost, killed) == ([], [])
+
+
+TLS = """\
+mkdir -p /etc/acme-tasks /srv/tls
+cd /srv/tls
+new="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+openssl req -x509 $new -subj /CN=authority -keyout ca.key -out /etc/acme-tasks/ca.crt
+openssl req $new -subj /CN=server -keyout server.key -out server.csr
+echo subjectAltName=DNS:localhost >names
+openssl x509 -req -days 2 -in server.csr -CA /etc/acme-tasks/ca.crt -CAkey ca.key -CAcreateserial \
+  -extfile names -out server.crt
+chmod 644 /etc/acme-tasks/ca.crt
+systemd-run --quiet --unit tls-broker redis-server --port 0 --tls-port {port} --save "" \
+  --requirepass {password} --tls-auth-clients no --tls-cert-file /srv/tls/server.crt \
+  --tls-key-file /srv/tls/server.key --tls-ca-cert-file /etc/acme-tasks/ca.crt
+cp -p /etc/credstore/acme-tasks.BROKER_URL /srv/tls/before
+(umask 077; echo '{url}' >/etc/credstore/acme-tasks.BROKER_URL)
+echo 'BROKER_URL={other}' >/etc/acme-tasks/environment
+systemctl restart {unit}
+"""
+NO_TLS = """\
+mv /srv/tls/before /etc/credstore/acme-tasks.BROKER_URL
+rm /etc/acme-tasks/environment
+systemctl restart {unit}
+systemctl stop tls-broker
+"""
+#: Sends a task, and waits until it has run; both by the project's own way to its broker.
+RUN_ONE = """\
+import time
+from acme_tasks.tasks import app, work
+work.apply_async(("over TLS",), lane="quick", ignore_result=True)
+while app.server.client.lrange("ended", 0, -1) != [b"over TLS"]:
+    time.sleep(0.1)
+print("it ran")
+"""
+
+
+def test_a_unit_speaks_tls_to_the_broker_of_its_credential(
+    lanes: Container, broker: Broker
+) -> None:
+    """Its environment names another one. Seen before, without systemd: in clear, never ready."""
+    port = free_port()
+    url = f"rediss://:{IN_URL}@localhost:{port}/0?ssl_ca_certs=/etc/acme-tasks/ca.crt"
+    values = {"port": port, "password": PASSWORD, "url": url, "other": broker.url, "unit": QUICK}
+    try:
+        lanes.run(TLS.format(**values))
+        eventually(lambda: active(lanes, QUICK), "the worker is ready")
+        python = f"/opt/acme-tasks/current/bin/python -c '{RUN_ONE}'"
+        assert lanes.run(f"cd /var/lib/acme-tasks; {python}", BROKER_URL=url) == "it ran"
+    finally:
+        lanes.run(NO_TLS.format(unit=QUICK))
+    assert broker.records("ended") == []
+    broker.await_work("quick")
 
 
 def test_ten_rolling_restarts_under_load_lose_and_kill_no_task(

@@ -145,10 +145,6 @@ def test_files_for_tls_are_named_by_options(tmp_path: Path) -> None:
     assert "pass" not in repr(endpoint) + endpoint.shown
 
 
-def test_another_database_of_the_same_server() -> None:
-    assert read("redis://localhost/0").with_database(7) == read("redis://localhost/7")
-
-
 def test_an_endpoint_can_be_a_key_be_copied_and_be_sent_to_another_process() -> None:
     endpoint = read("rediss://app:secret@localhost")
     assert {endpoint: 1}[copy.deepcopy(endpoint)] == 1

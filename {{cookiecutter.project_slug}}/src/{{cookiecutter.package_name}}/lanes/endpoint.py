@@ -67,10 +67,6 @@ class Endpoint:
             for host, port in self.hosts
         )
 
-    def with_database(self, database: int) -> "Endpoint":
-        """The same server's database of that number."""
-        return replace(self, database=database)
-
 
 def parse(variable: str, url: str, environ: Mapping[str, str] = os.environ) -> Endpoint:
     """What `url`, the value of `variable`, says.

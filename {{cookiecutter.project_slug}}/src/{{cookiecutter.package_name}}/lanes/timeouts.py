@@ -33,7 +33,7 @@ RESULTS_PATIENCE = 20.0
 HEALTH = 5.0
 #: For the workers' answers to `status`; one with the solo pool answers between tasks.
 ANSWER = 1.0
-#: For a worker to have its turn at a connection of the pool, when other threads have them all.
+#: For a sender's thread to get one of its process's connections, when others have them all.
 POOL = 10.0
 
 #: For the kernel: a connection whose peer is silent for this long is an error, also when nobody

@@ -21,8 +21,9 @@ from redis.sentinel import MasterNotFoundError
 
 from ..timeouts import FAIL_OVER, HEALTH, KEEPALIVE, SENTINEL
 
-#: From the first of these on, a write to the old master could be lost. The last two came before in
-#: any order of versions; a Sentinel that has no say in the fail-over publishes none of them.
+#: A fail-over begins: a write to the old master may be lost from shortly after these on. Each comes
+#: a tenth of a second before the next step; one that is missed is made good by the next. Only the
+#: Sentinel that leads the fail-over publishes them, and so each Sentinel is listened to.
 _BEGINS = ("+elected-leader", "+failover-state-select-slave", "+selected-slave")
 _MOVED = "+switch-master"
 _PROMOTED = "+promoted-slave"
