@@ -285,9 +285,17 @@ echo subjectAltName=DNS:localhost >names
 openssl x509 -req -days 2 -in server.csr -CA /etc/acme-tasks/ca.crt -CAkey ca.key -CAcreateserial \
   -extfile names -out server.crt
 chmod 644 /etc/acme-tasks/ca.crt
-systemd-run --quiet --unit tls-broker redis-server --port 0 --tls-port {port} --save "" \
-  --requirepass {password} --tls-auth-clients no --tls-cert-file /srv/tls/server.crt \
-  --tls-key-file /srv/tls/server.key --tls-ca-cert-file /etc/acme-tasks/ca.crt
+cat >broker.conf <<END
+port 0
+tls-port {port}
+save ""
+requirepass {password}
+tls-auth-clients no
+tls-cert-file /srv/tls/server.crt
+tls-key-file /srv/tls/server.key
+tls-ca-cert-file /etc/acme-tasks/ca.crt
+END
+systemd-run --quiet --unit tls-broker redis-server /srv/tls/broker.conf
 cp -p /etc/credstore/acme-tasks.BROKER_URL /srv/tls/before
 (umask 077; echo '{url}' >/etc/credstore/acme-tasks.BROKER_URL)
 echo 'BROKER_URL={other}' >/etc/acme-tasks/environment
@@ -295,9 +303,9 @@ systemctl restart {unit}
 """
 NO_TLS = """\
 mv /srv/tls/before /etc/credstore/acme-tasks.BROKER_URL
-rm /etc/acme-tasks/environment
-systemctl restart {unit}
 systemctl stop tls-broker
+rm -r /etc/acme-tasks /srv/tls
+systemctl restart {unit}
 """
 #: Sends a task, and waits until it has run; both by the project's own way to its broker.
 RUN_ONE = """\

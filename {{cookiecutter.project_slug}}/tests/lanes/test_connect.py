@@ -67,6 +67,23 @@ def test_a_listener_that_says_nothing_is_given_up(silent: socket.socket) -> None
     assert HARDLY <= time.monotonic() - began < HARDLY + NOISE
 
 
+def test_a_process_that_stops_waits_for_a_silent_server_once(silent: socket.socket) -> None:
+    """Seen before: each of a stop's steps waited anew, 21 s in all on a busy machine."""
+    stopping = hurried(url(silent))
+    stopping.stopping = True
+    with pytest.raises(LateError):
+        stopping.client.ping()
+    with pytest.raises(BrokenConnectionError, match="the server was silent a moment ago"):
+        stopping.client.ping()
+
+
+def test_a_process_that_does_not_stop_asks_a_silent_server_again(silent: socket.socket) -> None:
+    going_on = hurried(url(silent))
+    for _ in range(2):
+        with pytest.raises(LateError):
+            going_on.client.ping()
+
+
 def test_a_server_that_falls_silent_is_given_up(server: Any) -> None:
     here = hurried(server.url)
     here.client.ping()

@@ -164,7 +164,7 @@ def _configure_worker(
     app.lease_options = _lease_options(lane, instance.hostname)
     drain.install(lane)
     notify.install(app, lane)
-    worker_shutting_down.connect(_stop_leases, weak=False)
+    worker_shutting_down.connect(functools.partial(_stop, app.server), weak=False)
     worker_shutdown.connect(_end_leases, weak=False)
     other = os.environ.get("CELERY_BROKER_URL")
     if other and other != os.environ.get("BROKER_URL"):
@@ -184,9 +184,10 @@ def _configure_worker(
     )
 
 
-def _stop_leases(**_: Any) -> None:
+def _stop(server: Server, **_: Any) -> None:
     from .redis.transport import stop_all  # of no use to a sender
 
+    server.stopping = True
     stop_all()
 
 

@@ -5,6 +5,7 @@ Redis, Valkey, TLS, a Unix socket, or whichever server its Sentinels call the ma
 
 import functools
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import redis
@@ -12,7 +13,7 @@ from redis import exceptions
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from ..endpoint import Endpoint
-from ..timeouts import CLOCK, CONNECT, HEALTH, KEEPALIVE, REPLY
+from ..timeouts import CLOCK, CONNECT, HEALTH, KEEPALIVE, REPLY, SILENT
 from .clock import Clock
 from .refusals import check, explain
 from .sentinel import Sentinels
@@ -29,6 +30,8 @@ class Server:
         """`connect` and `reply` are the seconds of the two waits; see timeouts.py."""
         self.endpoint = endpoint
         self._connect, self._reply = connect, reply
+        self.stopping = False  # this process was told to stop
+        self._silent_at: float | None = None  # monotonic seconds; None: the last reply came
         self.sentinels: Sentinels | None = None
         if endpoint.scheme == "sentinel":
             login = {
@@ -91,6 +94,20 @@ class Server:
         """
         check(self.client, self.endpoint)
 
+    def heard(self, *, reply: bool) -> None:
+        """Note whether the last wait brought a reply, be it an error."""
+        self._silent_at = None if reply else monotonic()
+
+    def expect_reply(self) -> None:
+        """A process that stops has several things to say, and waits for a silent server once.
+
+        Raises:
+            ConnectionError: when it stops, and the server was silent a moment ago.
+        """
+        silent_at = self._silent_at
+        if self.stopping and silent_at is not None and monotonic() - silent_at < SILENT:
+            raise exceptions.ConnectionError("the server was silent a moment ago")
+
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Where to connect to, in the order in which to try; only the master, behind Sentinels."""
         return (self.sentinels.address(),) if self.sentinels else self.endpoint.hosts
@@ -125,6 +142,7 @@ class _Placed:
         """Called by redis-py whenever there is no connection yet."""
         if self._sock:
             return
+        self._server.expect_reply()
         sentinels = self._server.sentinels
         if sentinels:
             sentinels.wait()
@@ -139,9 +157,10 @@ class _Placed:
                 super().connect_check_health(*args, **options)  # type: ignore[misc]
             except exceptions.AuthenticationError:
                 raise
-            except (exceptions.ConnectionError, exceptions.TimeoutError):
+            except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
                 # Here, and not after the loop, where the error would lose what it came from.
                 if number == len(hosts):
+                    self._server.heard(reply=not isinstance(error, exceptions.TimeoutError))
                     raise
             else:
                 return
@@ -150,6 +169,7 @@ class _Placed:
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Held during a fail-over; never sent to a server that was the master before."""
+        self._server.expect_reply()
         sentinels = self._server.sentinels
         if sentinels and not self._greeting:
             sentinels.wait()
@@ -162,10 +182,15 @@ class _Placed:
     def read_response(self, *args: Any, **options: Any) -> Any:
         """A server that has become a replica is not the one that was meant."""
         try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
+            reply = super().read_response(*args, **options)  # type: ignore[misc]
         except exceptions.ReadOnlyError as error:
             self.disconnect()
             raise exceptions.ConnectionError(f"the server is a replica: {error}") from None
+        except exceptions.TimeoutError:
+            self._server.heard(reply=False)
+            raise
+        self._server.heard(reply=True)
+        return reply
 
     def disconnect(self, *args: Any, **options: Any) -> None:
         """Tells the event loop that polls it."""

@@ -332,6 +332,7 @@ class LeasedChannel(kombu_redis.Channel):
         if asked is not None and asked.is_late():
             self.client.connection.disconnect()
             self.forget_round()
+            self.server.heard(reply=False)
             raise exceptions.ConnectionError("the broker has not answered in time")
 
     def forget_round(self) -> None:
