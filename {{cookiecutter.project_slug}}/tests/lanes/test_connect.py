@@ -70,7 +70,7 @@ def test_a_listener_that_says_nothing_is_given_up(silent: socket.socket) -> None
 def test_a_process_that_stops_waits_for_a_silent_server_once(silent: socket.socket) -> None:
     """Seen before: each of a stop's steps waited anew, 21 s in all on a busy machine."""
     stopping = hurried(url(silent))
-    stopping.stopping = True
+    stopping.stop()
     with pytest.raises(LateError):
         stopping.client.ping()
     with pytest.raises(BrokenConnectionError, match="the server was silent a moment ago"):

@@ -187,7 +187,7 @@ def _configure_worker(
 def _stop(server: Server, **_: Any) -> None:
     from .redis.transport import stop_all  # of no use to a sender
 
-    server.stopping = True
+    server.stop()
     stop_all()
 
 

@@ -30,7 +30,7 @@ class Server:
         """`connect` and `reply` are the seconds of the two waits; see timeouts.py."""
         self.endpoint = endpoint
         self._connect, self._reply = connect, reply
-        self.stopping = False  # this process was told to stop
+        self._stopping = False
         self._silent_at: float | None = None  # monotonic seconds; None: the last reply came
         self.sentinels: Sentinels | None = None
         if endpoint.scheme == "sentinel":
@@ -94,6 +94,10 @@ class Server:
         """
         check(self.client, self.endpoint)
 
+    def stop(self) -> None:
+        """Note that this process was told to stop; safe in a signal's handler."""
+        self._stopping = True
+
     def heard(self, *, reply: bool) -> None:
         """Note whether the last wait brought a reply, be it an error."""
         self._silent_at = None if reply else monotonic()
@@ -105,7 +109,7 @@ class Server:
             ConnectionError: when it stops, and the server was silent a moment ago.
         """
         silent_at = self._silent_at
-        if self.stopping and silent_at is not None and monotonic() - silent_at < SILENT:
+        if self._stopping and silent_at is not None and monotonic() - silent_at < SILENT:
             raise exceptions.ConnectionError("the server was silent a moment ago")
 
     def addresses(self) -> tuple[tuple[str, int], ...]:
