@@ -73,6 +73,7 @@ def _outlive_an_outage(fleet: Fleet) -> None:
     """The same process goes on after it, and holds by lease what it runs."""
     process = fleet.start()
     fleet.run_good("the start")
+    fleet.await_idle("it to be acknowledged, too")
     fleet.server.restart(away=1.0)
     fleet.send(message("hold", ["held"]))
     wait_until(lambda: fleet.ledger.started["held"] or not alive(process), "a task after it")
