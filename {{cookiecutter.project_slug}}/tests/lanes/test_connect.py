@@ -77,6 +77,16 @@ def test_a_process_that_stops_waits_for_a_silent_server_once(silent: socket.sock
         stopping.client.ping()
 
 
+def test_a_process_that_stops_speaks_to_a_host_that_answers(
+    server: Any, silent: socket.socket
+) -> None:
+    stopping = hurried(f"{url(silent)};{server.url}")
+    stopping.stop()
+    for _ in range(2):
+        assert stopping.client.ping()
+        stopping.client.connection_pool.disconnect()
+
+
 def test_a_process_that_does_not_stop_asks_a_silent_server_again(silent: socket.socket) -> None:
     going_on = hurried(url(silent))
     for _ in range(2):

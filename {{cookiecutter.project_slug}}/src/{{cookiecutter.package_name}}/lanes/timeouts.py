@@ -11,7 +11,7 @@ CONNECT = 2.0
 #: For the reply to a command that does not wait by itself. Redis answers in milliseconds; it may
 #: stand still for a second or two while it forks or its disk is busy.
 REPLY = 4.0
-#: That a process which stops does not speak to a server again that was silent.
+#: That a process which was told to stop does not try a server again that was silent.
 SILENT = 2.0
 #: That a worker has the server wait for a message. A delayed task is late by this at the most.
 FETCH = 0.5

@@ -31,7 +31,7 @@ class Server:
         self.endpoint = endpoint
         self._connect, self._reply = connect, reply
         self._stopping = False
-        self._silent_at: float | None = None  # monotonic seconds; None: the last reply came
+        self._silent_until = 0.0  # monotonic seconds; what a process that stops goes by
         self.sentinels: Sentinels | None = None
         if endpoint.scheme == "sentinel":
             login = {
@@ -98,19 +98,22 @@ class Server:
         """Note that this process was told to stop; safe in a signal's handler."""
         self._stopping = True
 
-    def heard(self, *, reply: bool) -> None:
-        """Note whether the last wait brought a reply, be it an error."""
-        self._silent_at = None if reply else monotonic()
+    def failed(self, error: Exception) -> None:
+        """Note what it failed with: whether a wait has ended without a reply."""
+        if isinstance(error, exceptions.TimeoutError):
+            self._silent_until = monotonic() + SILENT
 
-    def expect_reply(self) -> None:
-        """A process that stops has several things to say, and waits for a silent server once.
+    def await_turn(self) -> None:
+        """Wait while a fail-over is under way.
 
         Raises:
-            ConnectionError: when it stops, and the server was silent a moment ago.
+            ConnectionError: when that takes too long; or when this process stops, and the server
+                was silent a moment ago: a stop has many steps, and waits for that once.
         """
-        silent_at = self._silent_at
-        if self._stopping and silent_at is not None and monotonic() - silent_at < SILENT:
+        if self._stopping and monotonic() < self._silent_until:
             raise exceptions.ConnectionError("the server was silent a moment ago")
+        if self.sentinels:
+            self.sentinels.wait()
 
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """Where to connect to, in the order in which to try; only the master, behind Sentinels."""
@@ -146,10 +149,8 @@ class _Placed:
         """Called by redis-py whenever there is no connection yet."""
         if self._sock:
             return
-        self._server.expect_reply()
+        self._server.await_turn()
         sentinels = self._server.sentinels
-        if sentinels:
-            sentinels.wait()
         hosts = self._server.addresses() or ((None, 0),)
         for number, (host, port) in enumerate(hosts, 1):
             if host:
@@ -164,7 +165,7 @@ class _Placed:
             except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
                 # Here, and not after the loop, where the error would lose what it came from.
                 if number == len(hosts):
-                    self._server.heard(reply=not isinstance(error, exceptions.TimeoutError))
+                    self._server.failed(error)
                     raise
             else:
                 return
@@ -173,11 +174,10 @@ class _Placed:
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Held during a fail-over; never sent to a server that was the master before."""
-        self._server.expect_reply()
         sentinels = self._server.sentinels
-        if sentinels and not self._greeting:
-            sentinels.wait()
-            if self._sock and self._generation != sentinels.generation:
+        if not self._greeting:
+            self._server.await_turn()
+            if sentinels and self._sock and self._generation != sentinels.generation:
                 self.disconnect()
                 if self._told:
                     raise exceptions.ConnectionError("the master is another server now")
@@ -186,15 +186,14 @@ class _Placed:
     def read_response(self, *args: Any, **options: Any) -> Any:
         """A server that has become a replica is not the one that was meant."""
         try:
-            reply = super().read_response(*args, **options)  # type: ignore[misc]
+            return super().read_response(*args, **options)  # type: ignore[misc]
         except exceptions.ReadOnlyError as error:
             self.disconnect()
             raise exceptions.ConnectionError(f"the server is a replica: {error}") from None
-        except exceptions.TimeoutError:
-            self._server.heard(reply=False)
+        except exceptions.TimeoutError as error:
+            if not self._greeting:  # else the next host may answer
+                self._server.failed(error)
             raise
-        self._server.heard(reply=True)
-        return reply
 
     def disconnect(self, *args: Any, **options: Any) -> None:
         """Tells the event loop that polls it."""

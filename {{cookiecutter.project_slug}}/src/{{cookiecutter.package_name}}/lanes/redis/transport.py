@@ -326,14 +326,15 @@ class LeasedChannel(kombu_redis.Channel):
         """Give up a round whose reply does not come: no time-out of a socket sees that.
 
         Raises:
-            ConnectionError: when it is late, so that the worker connects anew.
+            TimeoutError: when it is late, so that the worker connects anew.
         """
         asked = self.fetch.round if self.lane and self._in_poll else None
         if asked is not None and asked.is_late():
             self.client.connection.disconnect()
             self.forget_round()
-            self.server.heard(reply=False)
-            raise exceptions.ConnectionError("the broker has not answered in time")
+            error = exceptions.TimeoutError("the broker has not answered in time")
+            self.server.failed(error)
+            raise error
 
     def forget_round(self) -> None:
         """What is in flight, if anything, will have no reply."""
