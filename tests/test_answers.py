@@ -18,7 +18,7 @@ from cookiecutter.exceptions import FailedHookException, OutputDirExistsExceptio
 from cookiecutter.prompt import prompt_for_config
 from packaging.utils import canonicalize_name
 from supervisor.options import UnhosedConfigParser
-from support import BIN, PROJECT, ROOT, bake, contents, replay, run, succeed
+from support import BIN, POOR_LOCALE, PROJECT, ROOT, bake, contents, replay, run, succeed
 
 SLUG_RULE = (
     "(use up to 40 lower-case letters and digits, in words with '-' between them, such as "
@@ -43,8 +43,8 @@ def slug(answer: str) -> Answers:
     return {"project_slug": answer, "package_name": "fine"}
 
 
+MANAGER_RULE = "(use systemd, supervisor, compose, with commas between them, such as "
 CHOICES = {
-    "process_manager": "(use one of both, systemd, supervisor)",
     "license": "(use one of MIT, BSD-3-Clause, Apache-2.0, proprietary)",
 }
 
@@ -180,8 +180,33 @@ REFUSED: dict[str, tuple[Answers, list[str]]] = {
     "process-manager-that-would-be-python": (
         {"process_manager": 'both" + print("canary") + "'},
         [
-            'process_manager: \'both" + print("canary") + "\' ' + CHOICES["process_manager"],
+            'process_manager: \'both" + print("canary") + "\' '
+            f"{MANAGER_RULE}'systemd, supervisor')",
         ],
+    ),
+    "process-manager-misspelt": (
+        {"process_manager": "systmd, supervisord, docker-compose"},
+        [
+            f"process_manager: 'systmd' {MANAGER_RULE}'systemd')",
+            f"process_manager: 'supervisord' {MANAGER_RULE}'supervisor')",
+            f"process_manager: 'docker-compose' {MANAGER_RULE}'compose')",
+        ],
+    ),
+    "process-manager-twice": (
+        {"process_manager": "compose, systemd,compose, compose"},
+        ["process_manager: 'compose' twice (name each once)"],
+    ),
+    "no-process-manager": (
+        {"process_manager": " "},
+        ["process_manager: empty (name at least one, such as 'systemd, supervisor')"],
+    ),
+    "process-manager-after-a-comma": (
+        {"process_manager": "compose,"},
+        [f"process_manager: '' {MANAGER_RULE}'systemd, supervisor')"],
+    ),
+    "both-and-another": (
+        {"process_manager": "both, compose"},
+        [f"process_manager: 'both' {MANAGER_RULE}'systemd, supervisor')"],
     ),
     "package-like-a-dependencys-dependency": (
         package("cycler"),
@@ -235,7 +260,7 @@ PLAIN: Answers = {
     "description": "Sends the mail.",
     "author": "Acme",
     "lanes": "slow, quick",
-    "process_manager": "both",
+    "process_manager": "systemd, supervisor",
     "license": "MIT",
 }
 
@@ -338,6 +363,18 @@ def test_a_command_line_is_told_the_same_and_exits_with_1(
     # Cookiecutter's own report, with its traceback, is on stdout; stderr is ours.
     assert (result.stderr, result.returncode) == (explained(problems), 1)
     assert [*(tmp_path / "work").rglob("*")] == [out]
+
+
+def test_letters_that_the_locale_lacks_are_told(
+    template: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    """Seen before: "has a line break or a control character"."""
+    result = bake(template, tmp_path / "out", {"author": "Zo\u00eb"}, env | POOR_LOCALE)
+    said = (
+        "author: 'Zo\\udcc3\\udcab' has characters that the locale's encoding lacks (set "
+        "LC_ALL=C.UTF-8, and answer again)"
+    )
+    assert (result.stderr, result.returncode) == (explained([said]), 1)
 
 
 def test_a_command_line_carries_odd_text_as_it_is(
@@ -510,7 +547,9 @@ def test_every_lane_let_through_is_one_that_the_project_runs(
     command = [sys.executable, "-m", "acme_tasks"]
     assert succeed(*command, "units", "--check", cwd=project, env=source) == ""
     units = {path.name for path in (project / "deploy/systemd").glob("*.service")}
-    assert units == {f"acme-tasks-{name}@.service" for name in names}
+    assert units == {f"acme-tasks-{name}@.service" for name in names} | {
+        "acme-tasks-metrics.service"
+    }
     assert programs(project / "deploy/supervisor/acme-tasks.conf") == names
     succeed(BIN / "ruff", "check", "--no-cache", cwd=project, env=env)
     succeed(BIN / "ruff", "format", "--no-cache", "--diff", cwd=project, env=env)
@@ -567,7 +606,7 @@ def test_every_slug_and_package_let_through_is_one_that_the_project_runs_under(
     # Where an import belongs in a sorted list depends on the package's name.
     succeed(BIN / "ruff", "check", "--no-cache", cwd=out, env=env)
     succeed(BIN / "ruff", "format", "--no-cache", "--diff", cwd=out, env=env)
-    tests = ["tests/test_lanes.py", "tests/test_tasks.py", "tests/lanes/test_config.py"]
+    tests = ["tests/test_lanes.py", "tests/test_tasks.py"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
     for slug_ in ("lanes", "deploy"):
         succeed(*command, cwd=out / slug_, env=env)
@@ -580,6 +619,7 @@ def programs(path: Path) -> list[str]:
     parser.read_string(path.read_text())
     names = [name.removeprefix("program:") for name in parser.sections() if "program:" in name]
     slug_ = path.stem
+    names.remove(f"{slug_}-metrics-exporter")  # no lane's, and in no group
     assert parser.saneget(f"group:{slug_}", "programs", do_expand=True) == ",".join(names)
     lanes_ = [name.removeprefix(f"{slug_}-") for name in names]
     for name, lane in zip(names, lanes_, strict=True):
@@ -608,8 +648,8 @@ def test_the_hook_and_the_project_agree_on_names_and_profiles(
     env: dict[str, str], baked: Callable[[str], Path]
 ) -> None:
     program = (
-        "import json; from acme_tasks.lanes import config; "
-        "print(json.dumps([config.LANE_NAME.pattern, sorted(config.PROFILES)]))"
+        "import json; from acme_tasks.lanes import config, schema; "
+        "print(json.dumps([config.LANE_NAME.pattern, sorted(schema.PROFILES)]))"
     )
     source = env | {"PYTHONPATH": "src", "PYTHONDONTWRITEBYTECODE": "1"}
     printed = succeed(sys.executable, "-c", program, cwd=baked("default"), env=source)
@@ -626,7 +666,7 @@ def test_the_hook_knows_every_question_and_choice() -> None:
     assert isinstance(checks, ast.Dict)
     checked = [ast.literal_eval(key) for key in checks.keys if key is not None]
     assert checked == [*ast.literal_eval(hook("EXAMPLES"))]
-    assert [*ast.literal_eval(hook("PROCESS_MANAGERS"))] == questions["process_manager"]
+    assert ", ".join(ast.literal_eval(hook("PROCESS_MANAGERS"))) == questions["process_manager"]
     assert [*ast.literal_eval(hook("LICENSES"))] == questions["license"]
 
 
@@ -644,7 +684,7 @@ def test_no_package_or_command_may_be_called_like_one_that_the_project_is_instal
     tests = {path.stem for path in (ROOT / PROJECT / "tests").iterdir()} | {"tests"}
     needed = {name.lower().replace("-", "_") for name in modules | names | tests}
     taken = ast.literal_eval(hook("TAKEN"))
-    assert {name for name in needed if not name.startswith(("test_", "_"))} - taken == {"lanes"}
+    assert {name for name in needed if not name.startswith(("test_", "_"))} - taken == set()
     scripts = [entry for name in names for entry in distribution(name).entry_points]
     commands = {entry.name for entry in scripts if entry.group == "console_scripts"}
     slugs = {name for name in commands if re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name)}

@@ -16,127 +16,160 @@ Baked = Callable[[str], Path]
 every_bake = pytest.mark.parametrize("name", BAKES)
 
 FILES = [
+    ".dockerignore",
     ".env.example",
     ".github/workflows/ci.yml",
     ".gitignore",
     "CHANGELOG.md",
+    "Dockerfile",
     "LICENSE",
     "Makefile",
     "README.md",
     "deploy/README.md",
+    "deploy/compose/compose.yaml",
+    "deploy/grafana/acme-tasks.json",
+    "deploy/prometheus/acme-tasks.rules.yml",
     "deploy/supervisor/acme-tasks.conf",
+    "deploy/systemd/acme-tasks-metrics.service",
     "deploy/systemd/acme-tasks-quick@.service",
     "deploy/systemd/acme-tasks-slow@.service",
     "deploy/systemd/acme-tasks.sysusers.conf",
     "deploy/systemd/acme-tasks.target",
     "docs/access.md",
+    "docs/advice.md",
+    "docs/alerts.md",
+    "docs/containers.md",
     "docs/delivery.md",
     "docs/django.md",
     "docs/fastapi.md",
+    "docs/glossary.md",
+    "docs/logs.md",
+    "docs/metrics.md",
     "docs/moving-in.md",
+    "docs/opentelemetry.md",
+    "docs/reference.md",
+    "docs/schedule.md",
+    "docs/sentry.md",
+    "docs/tasks.md",
+    "docs/troubleshooting.md",
+    "docs/tutorial.md",
+    "docs/types.md",
     "pyproject.toml",
     "src/acme_tasks/__init__.py",
     "src/acme_tasks/__main__.py",
     "src/acme_tasks/celery.py",
     "src/acme_tasks/lanes.toml",
     "src/acme_tasks/lanes/__init__.py",
+    "src/acme_tasks/lanes/advise/__init__.py",
+    "src/acme_tasks/lanes/advise/advice.py",
+    "src/acme_tasks/lanes/advise/limits.py",
+    "src/acme_tasks/lanes/advise/place.py",
+    "src/acme_tasks/lanes/advise/seen.py",
+    "src/acme_tasks/lanes/advise/slots.py",
+    "src/acme_tasks/lanes/beat.py",
     "src/acme_tasks/lanes/bind.py",
     "src/acme_tasks/lanes/broker.py",
-    "src/acme_tasks/lanes/cli.py",
+    "src/acme_tasks/lanes/capacity.py",
+    "src/acme_tasks/lanes/cli/__init__.py",
+    "src/acme_tasks/lanes/cli/advise.py",
+    "src/acme_tasks/lanes/cli/context.py",
+    "src/acme_tasks/lanes/cli/letters.py",
+    "src/acme_tasks/lanes/cli/operate.py",
+    "src/acme_tasks/lanes/cli/overview.py",
+    "src/acme_tasks/lanes/cli/schedule.py",
+    "src/acme_tasks/lanes/cli/show.py",
     "src/acme_tasks/lanes/config.py",
     "src/acme_tasks/lanes/consumer.py",
     "src/acme_tasks/lanes/contract.py",
+    "src/acme_tasks/lanes/counting.py",
     "src/acme_tasks/lanes/deadletters.py",
     "src/acme_tasks/lanes/deploy/__init__.py",
+    "src/acme_tasks/lanes/deploy/compose.py",
+    "src/acme_tasks/lanes/deploy/grafana.py",
+    "src/acme_tasks/lanes/deploy/prometheus.py",
     "src/acme_tasks/lanes/deploy/supervisor.py",
     "src/acme_tasks/lanes/deploy/systemd.py",
+    "src/acme_tasks/lanes/descriptors.py",
+    "src/acme_tasks/lanes/discovery.py",
+    "src/acme_tasks/lanes/doctor/__init__.py",
+    "src/acme_tasks/lanes/doctor/finding.py",
+    "src/acme_tasks/lanes/doctor/machine.py",
+    "src/acme_tasks/lanes/doctor/schedule.py",
+    "src/acme_tasks/lanes/doctor/server.py",
+    "src/acme_tasks/lanes/doctor/versions.py",
+    "src/acme_tasks/lanes/doctor/work.py",
     "src/acme_tasks/lanes/drain.py",
     "src/acme_tasks/lanes/endpoint.py",
+    "src/acme_tasks/lanes/envfile.py",
     "src/acme_tasks/lanes/errors.py",
+    "src/acme_tasks/lanes/excerpt.py",
+    "src/acme_tasks/lanes/keeper.py",
+    "src/acme_tasks/lanes/logs/__init__.py",
+    "src/acme_tasks/lanes/logs/about.py",
+    "src/acme_tasks/lanes/logs/lines.py",
+    "src/acme_tasks/lanes/metrics.py",
     "src/acme_tasks/lanes/notify.py",
+    "src/acme_tasks/lanes/parent.py",
+    "src/acme_tasks/lanes/planned.py",
+    "src/acme_tasks/lanes/protocol.py",
     "src/acme_tasks/lanes/prove/__init__.py",
     "src/acme_tasks/lanes/prove/control.py",
     "src/acme_tasks/lanes/prove/experiment.py",
     "src/acme_tasks/lanes/prove/plot.py",
     "src/acme_tasks/lanes/prove/tasks.py",
+    "src/acme_tasks/lanes/pulse.py",
     "src/acme_tasks/lanes/redis/__init__.py",
     "src/acme_tasks/lanes/redis/causes.py",
     "src/acme_tasks/lanes/redis/clock.py",
     "src/acme_tasks/lanes/redis/connect.py",
+    "src/acme_tasks/lanes/redis/counters.py",
     "src/acme_tasks/lanes/redis/fetch.py",
     "src/acme_tasks/lanes/redis/identity.py",
     "src/acme_tasks/lanes/redis/leases.py",
     "src/acme_tasks/lanes/redis/refusals.py",
+    "src/acme_tasks/lanes/redis/revocations.py",
+    "src/acme_tasks/lanes/redis/schedule.py",
+    "src/acme_tasks/lanes/redis/scripts/await_release.lua",
+    "src/acme_tasks/lanes/redis/scripts/claim.lua",
+    "src/acme_tasks/lanes/redis/scripts/count.lua",
     "src/acme_tasks/lanes/redis/scripts/exchange.lua",
+    "src/acme_tasks/lanes/redis/scripts/give_back.lua",
     "src/acme_tasks/lanes/redis/scripts/hand_back.lua",
+    "src/acme_tasks/lanes/redis/scripts/keep.lua",
+    "src/acme_tasks/lanes/redis/scripts/parts/letters.lua",
     "src/acme_tasks/lanes/redis/scripts/postpone.lua",
+    "src/acme_tasks/lanes/redis/scripts/promote.lua",
+    "src/acme_tasks/lanes/redis/scripts/purge.lua",
     "src/acme_tasks/lanes/redis/scripts/renew.lua",
     "src/acme_tasks/lanes/redis/scripts/rescue.lua",
-    "src/acme_tasks/lanes/redis/scripts/retry.lua",
+    "src/acme_tasks/lanes/redis/scripts/revoke.lua",
+    "src/acme_tasks/lanes/redis/scripts/sent.lua",
     "src/acme_tasks/lanes/redis/scripts/set_aside.lua",
+    "src/acme_tasks/lanes/redis/scripts/take_dead.lua",
     "src/acme_tasks/lanes/redis/sentinel.py",
     "src/acme_tasks/lanes/redis/store.py",
     "src/acme_tasks/lanes/redis/transport.py",
     "src/acme_tasks/lanes/remote.py",
     "src/acme_tasks/lanes/results.py",
     "src/acme_tasks/lanes/routing.py",
+    "src/acme_tasks/lanes/schedule.py",
+    "src/acme_tasks/lanes/schema.py",
     "src/acme_tasks/lanes/settings.py",
     "src/acme_tasks/lanes/status.py",
     "src/acme_tasks/lanes/task.py",
+    "src/acme_tasks/lanes/testing.py",
     "src/acme_tasks/lanes/timeouts.py",
+    "src/acme_tasks/lanes/timetable.py",
+    "src/acme_tasks/lanes/typed.pyi",
     "src/acme_tasks/lanes/urloptions.py",
+    "src/acme_tasks/lanes/values.py",
     "src/acme_tasks/lanes/worker.py",
     "src/acme_tasks/lanes/workers.py",
     "src/acme_tasks/py.typed",
     "src/acme_tasks/tasks.py",
     "tests/conftest.py",
-    "tests/faults/conftest.py",
-    "tests/faults/payloads.py",
-    "tests/faults/project/tasks.py",
-    "tests/faults/stock/celery.py",
-    "tests/faults/support.py",
-    "tests/faults/test_dead.py",
-    "tests/faults/test_delayed.py",
-    "tests/faults/test_kills.py",
-    "tests/faults/test_leases.py",
-    "tests/faults/test_malformed.py",
-    "tests/faults/test_neighbours.py",
-    "tests/faults/test_outages.py",
-    "tests/faults/test_sending.py",
-    "tests/faults/test_servers.py",
-    "tests/harness.py",
-    "tests/lanes/test_bind.py",
-    "tests/lanes/test_broker.py",
-    "tests/lanes/test_cli.py",
-    "tests/lanes/test_clock.py",
-    "tests/lanes/test_config.py",
-    "tests/lanes/test_connect.py",
-    "tests/lanes/test_consumer.py",
-    "tests/lanes/test_deadletters.py",
-    "tests/lanes/test_deploy.py",
-    "tests/lanes/test_drain.py",
-    "tests/lanes/test_endpoint.py",
-    "tests/lanes/test_fetch.py",
-    "tests/lanes/test_identity.py",
-    "tests/lanes/test_notify.py",
-    "tests/lanes/test_order.py",
-    "tests/lanes/test_prove.py",
-    "tests/lanes/test_redis.py",
-    "tests/lanes/test_redis_leases.py",
-    "tests/lanes/test_redis_transport.py",
-    "tests/lanes/test_results.py",
-    "tests/lanes/test_routing.py",
-    "tests/lanes/test_running.py",
-    "tests/lanes/test_settings.py",
-    "tests/lanes/test_status.py",
-    "tests/lanes/test_task.py",
-    "tests/lanes/test_worker.py",
-    "tests/lanes/test_workers.py",
-    "tests/project/__init__.py",
-    "tests/project/__main__.py",
-    "tests/project/celery.py",
-    "tests/project/tasks.py",
     "tests/test_lanes.py",
+    "tests/test_promises.py",
     "tests/test_tasks.py",
     "tox.ini",
 ]
@@ -150,38 +183,48 @@ def test_the_defaults_make_exactly_these_files(baked: Baked) -> None:
     assert sorted(contents(baked("default"))) == FILES
 
 
+#: What a project has for one process manager alone.
+OWN = {
+    "systemd": ("deploy/systemd/",),
+    "supervisor": ("deploy/supervisor/",),
+    "compose": ("deploy/compose/", "docs/containers.md", "Dockerfile", ".dockerignore"),
+}
+
+
 @every_bake
 def test_other_answers_make_the_same_files_under_their_own_names(baked: Baked, name: str) -> None:
-    slug, package, manager = BAKES[name].slug, BAKES[name].package, BAKES[name].process_manager
+    slug, package, managers = BAKES[name].slug, BAKES[name].package, BAKES[name].process_managers
     renamed = [
         path.replace("acme-tasks", slug).replace("acme_tasks", package)
         for path in FILES
         if not path.endswith("@.service")
     ]
     units = [f"deploy/systemd/{slug}-{lane}@.service" for lane in BAKES[name].lanes]
-    left_out = {"both": "-", "systemd": "deploy/supervisor", "supervisor": "deploy/systemd"}[
-        manager
-    ]
+    left_out = tuple(path for other in OWN.keys() - managers for path in OWN[other])
     wanted = [path for path in [*renamed, *units] if not path.startswith(left_out)]
     assert sorted(contents(baked(name))) == sorted(wanted)
     headings = re.findall(
-        r"^## (s\w+)$", (baked(name) / "deploy/README.md").read_text(), re.MULTILINE
+        r"^## (\w+)$", (baked(name) / "deploy/README.md").read_text(), re.MULTILINE
     )
-    assert headings == (["systemd", "supervisor"] if manager == "both" else [manager])
+    assert headings == [each for each in OWN if each in managers]
 
 
-@pytest.mark.parametrize("question", ["process_manager", "license"])
-def test_every_choice_is_baked(question: str) -> None:
-    choices = json.loads((ROOT / "cookiecutter.json").read_text())[question]
-    baked = {wanted.answers.get(question, choices[0]) for wanted in BAKES.values()}
-    assert baked == set(choices)
+def test_every_licence_and_process_manager_is_baked_with_others_and_alone() -> None:
+    licenses = json.loads((ROOT / "cookiecutter.json").read_text())["license"]
+    assert {bake.answers.get("license", licenses[0]) for bake in BAKES.values()} == set(licenses)
+    managers = [bake.process_managers for bake in BAKES.values()]
+    assert [each for each in OWN if [each] not in managers] == []
+    assert max(map(len, managers)) == len(OWN)
 
 
 @every_bake
 def test_no_jinja_is_left_over(baked: Baked, name: str) -> None:
     for path, text in texts(baked(name)):
+        # Some files have something to fill in when they are used.
         is_workflow = path.startswith(".github/workflows/")
-        searched = re.sub(r"\$\{\{.*?\}\}", "", text) if is_workflow else text
+        is_monitor = path.startswith(("deploy/grafana/", "deploy/prometheus/"))
+        filled = r"\{\{( \$\w.*? |\w+)\}\}" if is_monitor else r"\$\{\{.*?\}\}"
+        searched = re.sub(filled, "", text) if is_workflow or is_monitor else text
         found = re.findall(r"\{\{|\{%|\{#|%\}|cookiecutter\.\w+", searched)
         assert found == [], path
 

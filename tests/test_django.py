@@ -17,7 +17,7 @@ FLOOD = (
     'slow_task.send_many([(1,)] * 2000)"'
 )
 SEND_AGAIN = (
-    'python manage.py shell -c "from orders.tasks import Order, confirm; '
+    'python manage.py shell -c "from orders.models import Order; from orders.tasks import confirm; '
     '[confirm.delay(order.pk) for order in Order.objects.filter(confirmed=False)]"'
 )
 # Beside what the page shows, for tests alone: a witness, and somebody else's app.

@@ -10,7 +10,7 @@ from pathlib import Path
 import hatchling.build
 import pytest
 from cookiecutter.exceptions import FailedHookException
-from hostile import CONTROL, EMPTY, VALUES, Value
+from hostile import CONTROL, EMPTY, LOCALE, VALUES, Value
 from support import BIN, ROOT, contents, replay, succeed
 
 QUESTIONS = [
@@ -21,7 +21,7 @@ LINES = {"project_name": "Acme Tasks", "description": "Sends the mail.", "author
 DOCUMENTS = ("CHANGELOG.md", "LICENSE", "README.md", "deploy/README.md")
 ACCEPTED = {name: value.text for name, value in VALUES.items() if value.rule is None}
 LICENSES = ("MIT", "BSD-3-Clause", "Apache-2.0", "proprietary")
-PROCESS_MANAGERS = ("both", "systemd", "supervisor", "both")
+PROCESS_MANAGERS = ("both", "systemd", "supervisor,compose", "systemd, supervisor, compose")
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,7 @@ def line_problem(question: str, value: Value) -> str | None:
         return None
     way_out = {
         EMPTY: f"(give one line of text, such as {LINES[question]!r})",
+        LOCALE: "(set LC_ALL=C.UTF-8, and answer again)",
         CONTROL: f"(use one line of text, such as {LINES[question]!r})",
     }.get(value.rule, f"(leave it out, as in {value.text.strip()!r})")
     return f"{question}: {shown(value.text)} {value.rule} {way_out}"
@@ -66,6 +67,13 @@ def problems(value: Value) -> list[str]:
             f"lanes, such as {lane!r})"
             for item, lane in zip(items, value.lanes, strict=True)
         ]
+    managers = ["empty (name at least one, such as 'systemd, supervisor')"]
+    if text.strip():
+        managers = [
+            f"{shown(item.strip())} (use systemd, supervisor, compose, with commas between them, "
+            "such as 'systemd, supervisor')"
+            for item in text.split(",")
+        ]
     slug = (
         f"project_slug: {shown(text)} (use up to 40 lower-case letters and digits, in words with "
         "'-' between them, such as 'acme-tasks')"
@@ -78,7 +86,7 @@ def problems(value: Value) -> list[str]:
         line_problem("description", value),
         line_problem("author", value),
         *(f"lanes: {line}" for line in lanes),
-        f"process_manager: {shown(text)} (use one of both, systemd, supervisor)",
+        *(f"process_manager: {line}" for line in managers),
         f"license: {shown(text)} (use one of MIT, BSD-3-Clause, Apache-2.0, proprietary)",
     ]
     return [line for line in said if line is not None]

@@ -24,11 +24,8 @@ tasks never delays a quick one.):
   [5/8] Who owns it (Acme):
   [6/8] Its lanes: names with commas between them, each name or name:profile
 (profiles: quick, standard, slow) (slow, quick):
-  [7/8] What runs its workers on a server
-    1 - systemd units and supervisor programs
-    2 - systemd units
-    3 - supervisor programs
-    Choose from [1/2/3] (1):
+  [7/8] What runs its workers on a server: names with commas between them, of
+systemd, supervisor, compose (systemd, supervisor, compose):
   [8/8] Its licence
     1 - MIT
     2 - BSD 3-Clause
@@ -142,8 +139,8 @@ def test_jinja_that_is_typed_is_text(terminal: Terminal, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_choice_that_is_none_is_asked_for_again(terminal: Terminal, tmp_path: Path) -> None:
-    answer(terminal, [*[""] * 6, "4", "systemd", "2", ""])
-    again = "(1): 4\nPlease select one of the available options\n"
+    answer(terminal, [*[""] * 6, "systemd", "5", "2"])
+    again = "(1): 5\nPlease select one of the available options\n"
     assert again in screen(terminal)
     assert terminal.exitstatus == 0
     assert not (tmp_path / "acme-tasks/deploy/supervisor").exists()

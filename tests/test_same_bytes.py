@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import bake, contents, environment, run
+from support import POOR_LOCALE, bake, contents, environment, run
 
 ANSWERS = {
     "project_name": 'Nacht & Nebel "GmbH"',
@@ -15,7 +15,7 @@ ANSWERS = {
     "description": "Antwortet nachts \\ 東京.",
     "author": "Café 'Ü' 🚀",
     "lanes": "exports:slow, alarms:quick, rest",
-    "process_manager": "both",
+    "process_manager": "compose, systemd",
     "license": "BSD-3-Clause",
 }
 #: What a user's own settings may hold: other answers, wrong ones, and Jinja.
@@ -58,6 +58,16 @@ def test_in_another_zone_locale_and_home_without_any_program(
     elsewhere = {"TZ": "CHA-12:45", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
     project = again(template, tmp_path, **elsewhere, PATH="/nonexistent")
     assert contents(project) == first
+
+
+def test_in_a_locale_that_knows_ascii_alone(template: Path, tmp_path: Path) -> None:
+    """With answers that it can write; of others it is told."""
+    made = []
+    for name, locale in {"poor": POOR_LOCALE, "usual": {}}.items():
+        result = bake(template, tmp_path / name, {}, environment(tmp_path, **locale))
+        assert result.returncode == 0, result.stderr
+        made.append(contents(tmp_path / name / "acme-tasks"))
+    assert made[0] == made[1]
 
 
 def test_in_another_year(template: Path, tmp_path: Path, first: dict[str, bytes]) -> None:

@@ -36,7 +36,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DRAIN = 5  # seconds, for slow
 PROGRAMS = tuple(f"{SLUG}:{SLUG}-{name}" for name in ("quick-1", "quick-2", "slow-1"))
 QUICK, SECOND_QUICK, SLOW = PROGRAMS
+EXPORTER = f"{SLUG}-metrics-exporter"
 MAIL = f"{SLUG}:{SLUG}-mail-1"
+
+OTHER = "From one to the other"  # a heading of deploy/README.md
 
 # Debian's /etc/supervisor/supervisord.conf, and its service.
 DAEMON = """\
@@ -107,13 +110,14 @@ def installed(container: Container, project: Path, broker: Broker) -> str:
 def lanes(container: Container, broker: Broker, installed: str) -> Iterator[Container]:
     """Every program running, nothing waiting; the logs, when the test fails."""
     del installed
-    container.run(f"supervisorctl start '{SLUG}:*'", check=False)
+    container.run(f"supervisorctl start '{SLUG}:*' {EXPORTER}", check=False)
     eventually(lambda: set(states(container).values()) == {"RUNNING"}, "every program runs")
     for lane in ("quick", "slow"):
         broker.await_work(lane)
     broker.redis.flushdb()
     yield container
-    print(container.run("tail -n 60 /var/log/supervisor/supervisord.log /var/log/acme-tasks/*.log"))
+    logs = "/var/log/supervisor/supervisord.log /var/log/acme-tasks/*.log"
+    print(container.run(f"tail -n 60 {logs}", check=False))
 
 
 def states(container: Container) -> dict[str, str]:
@@ -131,7 +135,8 @@ def test_the_readme_installs_it_and_every_program_runs(lanes: Container, project
     look = lanes.run(commands(project, "supervisor", "Look"))
     for lane in ("quick", "slow"):
         assert re.search(rf"^{lane} \| .* {lane}-1@\S+ ready\.$", look, re.MULTILINE), look
-    assert states(lanes) == dict.fromkeys(PROGRAMS, "RUNNING")
+    assert states(lanes) == dict.fromkeys((*PROGRAMS, EXPORTER), "RUNNING")
+    assert "metrics of 2 lanes at http://127.0.0.1:9464/metrics" in look
     assert {owner(lanes, program) for program in (QUICK, SECOND_QUICK)} == {"acme-tasks 0"}
     assert owner(lanes, SLOW) == "acme-tasks 10"
 
@@ -179,7 +184,8 @@ def test_a_stop_finishes_or_hands_back_running_tasks_in_all_lanes_side_by_side(
 def test_restarts_under_load_lose_and_kill_no_task(
     lanes: Container, broker: Broker, project: Path
 ) -> None:
-    loop = commands(project, "supervisor", "Upgrade and roll back")
+    upgrade = commands(project, "supervisor", "Upgrade")
+    loop = upgrade[upgrade.index("for process in") :]
     with load(broker) as tasks:
         lanes.run(f"supervisorctl restart '{SLUG}:*'")
         lanes.run(loop)
@@ -192,7 +198,8 @@ def test_a_release_that_does_not_come_up_costs_one_worker_and_not_all(
     lanes: Container, project: Path
 ) -> None:
     # Without `|| break`, the loop went on to take down every worker of every lane.
-    loop = commands(project, "supervisor", "Upgrade and roll back")
+    upgrade = commands(project, "supervisor", "Upgrade")
+    loop = upgrade[upgrade.index("for process in") :]
     good = lanes.run("readlink /opt/acme-tasks/current")
     before = {program: pid(lanes, program) for program in PROGRAMS}
     broken = "set +e; ln -sfn /opt/acme-tasks/broken /opt/acme-tasks/current"  # as when pasted
@@ -217,12 +224,66 @@ def test_a_lane_is_added_and_removed(
         units(project, env)
         shutil.copytree(project, lanes.path("/srv/acme-tasks"), dirs_exist_ok=True)
         lanes.run(f"cd /srv/acme-tasks\n{update}")
-        eventually(lambda: states(lanes) == dict.fromkeys(programs, "RUNNING"), "the programs run")
+        running = dict.fromkeys((*programs, EXPORTER), "RUNNING")
+        eventually(lambda: states(lanes) == running, "the programs run")
 
     becomes(f"{text}\n[lanes.mail]\n", (*PROGRAMS, MAIL))
     broker.await_work("mail")
     becomes(text, PROGRAMS)
     broker.await_work("slow")
+
+
+def test_a_move_to_systemd_and_back_loses_and_kills_no_task(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    with load(broker) as tasks:
+        to_systemd = commands(project, OTHER, "From supervisor to systemd")
+        assert LITERAL_URL in to_systemd
+        lanes.run(f"cd /srv/acme-tasks\n{to_systemd.replace(LITERAL_URL, broker.url)}")
+        listed = lanes.run("systemctl list-units --no-legend --state=active 'acme-tasks-*@*'")
+        assert len(listed.splitlines()) == len(PROGRAMS)
+        assert states(lanes) == {}
+        for lane in ("quick", "slow"):
+            broker.await_work(lane)
+        lanes.run(f"cd /srv/acme-tasks\n{commands(project, OTHER, 'From systemd to supervisor')}")
+        assert lanes.run("systemctl list-units --all --no-legend 'acme-tasks*'") == ""
+        eventually(lambda: set(states(lanes).values()) == {"RUNNING"}, "every program runs again")
+        assert set(states(lanes)) == {*PROGRAMS, EXPORTER}
+        for lane in ("quick", "slow"):
+            broker.await_work(lane)
+    lost, killed, doubled = tasks.outcome()
+    print(f"measured: {len(tasks.sent)} tasks, {len(doubled)} run twice")
+    assert (lost, killed) == ([], [])
+
+
+def test_after_two_bad_releases_one_rolls_back_to_the_good_one_and_removes_the_others(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    upgrade = commands(project, "supervisor", "Upgrade")
+    loop = upgrade[upgrade.index("rm -f") :]
+    good = lanes.run("readlink /opt/acme-tasks/current")
+    for _ in range(2):
+        time.sleep(1)  # a release is named by its second
+        lanes.run(f"cd /srv/acme-tasks\n{upgrade[: upgrade.index('rm -f')]}")
+        lanes.run(f"set +e; rm /opt/acme-tasks/current/bin/acme-tasks\n{loop}", check=False)
+    lanes.run(commands(project, "supervisor", "Roll back"))
+    assert lanes.run("readlink /opt/acme-tasks/current") == good
+    for lane in ("quick", "slow"):
+        broker.await_work(lane)
+    lanes.run(commands(project, "supervisor", "Remove old releases"))
+    assert lanes.run("ls -d /opt/acme-tasks/[0-9]*") == good
+
+
+def test_what_is_uninstalled_leaves_nothing(lanes: Container, project: Path) -> None:
+    """Last of those of an installation."""
+    lanes.run(commands(project, "supervisor", "Uninstall"))
+    assert states(lanes) == {}
+    left = lanes.run(
+        "find /etc /opt /var/lib /var/log -name 'acme-tasks*'; "
+        "grep -c '^acme-tasks:' /etc/passwd || true"
+    )
+    assert left.splitlines() == ["0"]
+    assert lanes.run("pgrep -fc '[/]opt/acme-tasks' || true") == "0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ NOISE = 20  # seconds that a busy machine with two cores may add
 CHECKOUT = "/srv/acme-tasks"
 UNITS = ("acme-tasks-quick@1", "acme-tasks-quick@2", "acme-tasks-slow@1")
 QUICK, SECOND_QUICK, SLOW = UNITS
+METRICS = "acme-tasks-metrics"
 LATER = '\n[lanes.mail]\ntime_limit = "10s"\n'
 # A worker of another project, acme-tasks-extra.
 NEIGHBOUR = "acme-tasks-extra-quick@1"
@@ -417,13 +418,96 @@ def test_a_release_that_does_not_come_up_costs_one_worker_and_not_all(
 def test_a_release_that_cannot_be_installed_leaves_all_as_it_was(
     lanes: Container, project: Path
 ) -> None:
-    # Line by line, `current` pointed to a release without the command; `Roll back` chose the next.
+    """Seen before: `Roll back` went to the release before the one that ran, or to a bad one."""
     upgrade = commands(project, "systemd", "Upgrade")
     install = upgrade[: upgrade.index("install -m 644")]
-    releases = lanes.run("ls -l /opt/acme-tasks")
-    said = lanes.run(f"set +e; mkdir -p /srv/empty; cd /srv/empty\n{install}")
+    running = lanes.run("readlink /opt/acme-tasks/current")
+    releases = lanes.run("ls -d /opt/acme-tasks/[0-9]*")
+    said = lanes.run(f"set +e; mkdir -p /srv/empty; cd /srv/empty\n{install}echo $?")
     assert "pyproject.toml" in said, "pip misses it"
-    assert lanes.run("ls -l /opt/acme-tasks") == releases
+    assert said.endswith("\n1"), "what is pasted stops"
+    assert lanes.run("ls -d /opt/acme-tasks/[0-9]*") == releases
+    assert lanes.run("readlink /opt/acme-tasks/current") == running
+    point = commands(project, "systemd", "Roll back").splitlines()[0]
+    lanes.run(point)
+    assert lanes.run("readlink /opt/acme-tasks/current") == running
+
+
+def test_after_two_bad_releases_one_rolls_back_to_the_good_one_and_removes_the_others(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    """Whether one rolled back between the two or not, and a third that cannot be installed.
+
+    Seen before: without, `previous` was the first bad one, and the good one was removed.
+    """
+    upgrade = commands(project, "systemd", "Upgrade")
+    install = upgrade[: upgrade.index("install -m 644")]
+    roll_back = commands(project, "systemd", "Roll back")
+    good = lanes.run("readlink /opt/acme-tasks/current")
+    for rolls_back_between in (False, True):
+        bad = set()
+        for _ in range(2):
+            time.sleep(1)  # a release is named by its second
+            in_checkout(lanes, install)
+            bad.add(lanes.run("readlink /opt/acme-tasks/current"))
+            broken = "set +e; rm /opt/acme-tasks/current/bin/acme-tasks"
+            loop = restart_loop(project).replace("timeout 90", "timeout 3")
+            lanes.run(f"{broken}\n{loop}", check=False)
+            if rolls_back_between:
+                lanes.run(roll_back)
+        lanes.run(f"set +e; mkdir -p /srv/empty; cd /srv/empty\n{install}", check=False)
+        lanes.run(roll_back)
+        assert lanes.run("readlink /opt/acme-tasks/current") == good
+        assert len({good, *bad}) == 3
+        lanes.run(commands(project, "systemd", "Remove old releases"))
+        assert lanes.run("ls -d /opt/acme-tasks/[0-9]*") == good
+    for lane in ("quick", "slow"):
+        broker.await_work(lane)
+
+
+def test_a_restart_that_waits_for_an_absent_broker_ends_and_says_so(
+    lanes: Container, broker: Broker, project: Path
+) -> None:
+    """Seen before: it waited, and said nothing, for as long as the outage."""
+    before = pids(lanes)
+    loop = restart_loop(project).replace("timeout 90", "timeout 9")
+    broker.stop()
+    try:
+        said = lanes.run(f"set +e\n{loop}", check=False)
+    finally:
+        broker.start()
+    assert re.search(r"Active: activating", said), said
+    assert "nothing listens there" in said
+    assert len(before.items() & pids(lanes).items()) == len(UNITS) - 1
+
+
+def test_a_unit_whose_credential_is_missing_does_not_start(
+    lanes: Container, broker: Broker
+) -> None:
+    """Seen before: it started in silence, with the broker at localhost:6379."""
+    file = "/etc/credstore/acme-tasks.BROKER_URL"
+    lanes.run(f"mv {file} /srv/credential")
+    try:
+        said = lanes.run(f"set +e; systemctl restart {QUICK}; systemctl status {QUICK}; true")
+        assert "CREDENTIALS" in said
+        assert state(lanes, QUICK) != "active"
+    finally:
+        lanes.run(f"mv /srv/credential {file}; systemctl restart {QUICK}")
+    broker.await_work("quick")
+
+
+def test_results_may_have_a_credential_of_their_own(lanes: Container, broker: Broker) -> None:
+    file = "/etc/credstore/acme-tasks.RESULT_URL"
+    url = f"{broker.url.rpartition('/')[0]}/3"
+    lanes.path(file).write_text(url)
+    ask = "from acme_tasks.tasks import work; print(work.apply_async(('r',), lane='slow').get(120))"
+    python = f'/opt/acme-tasks/current/bin/python -c "{ask}"'
+    try:
+        lanes.run(f"systemctl restart {SLOW}")
+        said = lanes.run(f"cd /var/lib/acme-tasks; {python}", BROKER_URL=broker.url, RESULT_URL=url)
+        assert said == "None"
+    finally:
+        lanes.run(f"rm {file}; systemctl restart {SLOW}")
 
 
 def running_releases(container: Container) -> set[str]:
@@ -490,13 +574,32 @@ def test_every_process_of_a_lane_is_confined_and_has_its_niceness(
         assert lanes.run(f"ps -o ni=,user:20= -p {number}").split() == [str(nice), "acme-tasks"]
 
 
-@pytest.mark.parametrize("unit", [QUICK, SLOW])
+@pytest.mark.parametrize("unit", [QUICK, SLOW, METRICS])
 def test_the_exposure_of_the_running_unit_is_at_most_1_2(lanes: Container, unit: str) -> None:
     report = lanes.run(f"systemd-analyze security --no-pager {unit}.service")
     level = re.search(r"Overall exposure level for .*: ([0-9.]+)", report)
     assert level, report
     print(f"measured: exposure {level[1]}")
     assert float(level[1]) <= 1.2, report
+
+
+def test_prometheus_is_told_of_the_lanes_and_no_worker_ends_with_what_tells_it(
+    lanes: Container,
+) -> None:
+    reading = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+    url = "http://127.0.0.1:9464/metrics"
+    ask = f"/opt/acme-tasks/current/bin/python -c '{reading}' {url}"
+
+    def told() -> bool:
+        return 'lanes_workers{lane="quick"} 2.0' in lanes.run(ask, check=False)
+
+    eventually(told, "both workers of quick to be told of")
+    before = pids(lanes)
+    lanes.run(f"systemctl stop {METRICS}")
+    assert pids(lanes) == before
+    lanes.run("systemctl start acme-tasks.target")
+    eventually(told, "it answers again")
+    assert pids(lanes) == before
 
 
 def test_the_broker_s_password_shows_in_no_listing(lanes: Container) -> None:
@@ -519,7 +622,7 @@ def test_the_broker_s_password_shows_in_no_listing(lanes: Container) -> None:
 def test_a_new_lane_starts_and_the_others_are_not_restarted(
     lanes: Container, broker: Broker, project: Path, env: dict[str, str]
 ) -> None:
-    """Last: a lane more, then a lane less."""
+    """Nearly last: a lane more, then a lane less."""
     declared = project / "src/acme_tasks/lanes.toml"
     three = declared.read_text() + LATER
     two, before = declared.read_text(), pids(lanes)
@@ -546,3 +649,16 @@ def test_a_new_lane_starts_and_the_others_are_not_restarted(
     assert not before.items() & pids(lanes).items(), "the loop met no lane that is no more"
     assert lanes.run("systemctl list-units --all --no-legend 'acme-tasks-mail@*'") == ""
     assert not lanes.path("/etc/systemd/system/acme-tasks-mail@.service").exists()
+
+
+def test_what_is_uninstalled_leaves_nothing_and_its_neighbour_alone(
+    lanes: Container, project: Path, neighbour: int
+) -> None:
+    """Last."""
+    in_checkout(lanes, commands(project, "systemd", "Uninstall"))
+    left = lanes.run(
+        "find /etc /opt /var/lib -name 'acme-tasks*'; grep -c '^acme-tasks:' /etc/passwd || true"
+    )
+    assert left.splitlines() == [f"/etc/systemd/system/{NEIGHBOUR.replace('@1', '@.service')}", "0"]
+    assert lanes.run("systemctl list-units --all --no-legend 'acme-tasks*'").count("\n") == 0
+    assert main_pid(lanes, NEIGHBOUR) == neighbour

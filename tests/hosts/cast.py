@@ -55,6 +55,13 @@ def hosts_quick(name, seconds):
 @app.task(lane="slow")
 def hosts_slow(name, seconds):
     _work(name, seconds)
+
+
+@app.task(lane="quick", bind=True)
+def hosts_tick(self):
+    """Of the schedule: its id says of which entry, and of which instant."""
+    again = self.request.delivery_info.get("redelivered")
+    _note("again" if again else "first", self.request.id)
 '''
 NOISE = 5.0  # seconds that a busy machine of two cores may add to what is claimed of time
 LEASE = 15.0  # seconds, a lane's default

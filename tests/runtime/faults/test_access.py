@@ -11,25 +11,38 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
-from harness import PATIENCE, Process, Project, processes, wait_until
+from harness import (
+    PATIENCE,
+    SCHEDULER,
+    Process,
+    Project,
+    free_port,
+    own_scheduler,
+    processes,
+    wait_until,
+)
 from redis import Redis
 from secured import REDIS, Wire, relay, running
 from support import Server
 
 from acme_tasks.lanes import worker
+from acme_tasks.lanes.timeouts import HEALTH
 
 pytestmark = pytest.mark.ours_only("about the rights that ours needs")
 
-PAGE = Path(__file__).parents[2] / "docs" / "access.md"
+PAGE = Path(worker.__file__).parents[3] / "docs" / "access.md"
 LINES = dict(
     re.findall(r"^ACL SETUSER (\w+) (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 )
 Commands = dict[str, set[tuple[bytes, ...]]]  # by role
-ROLES = ("sender", "waiter", "worker", "operator")
+ROLES = ("sender", "waiter", "worker", "operator", "metrics", "doctor")
+#: What MONITOR keeps to itself.
+UNSEEN = {(b"CONFIG", b"GET", b"save"), (b"ACL", b"DRYRUN", b"doctor", b"RPOP", b"work_tasks")}
 PASSWORD = "Rm4Kx9Tz"  # noqa: S105 - for users that live for a second
 
 LANES = """
@@ -40,6 +53,12 @@ lease = "1s"
 max_retries = 1
 max_deliveries = 2
 """
+SCHEDULE = """
+[schedule.note]
+task = "light.note"
+every = "1s"
+args = ["FILE"]
+"""
 SENDING = f"""
 import sys
 from {worker.PACKAGE}.tasks import fail, light_note
@@ -49,7 +68,7 @@ light_note.send_many([(note,)] * 3)
 light_note.apply_async((note,), countdown=0.5)
 light_note.send_many([(note,)] * 3, countdown=0.5)
 fail.delay(note)
-fail.delay(note)
+light_note.apply_async((note,), expires="2001-01-01T00:00:00")
 """
 HOLDING = f"""
 import sys
@@ -68,18 +87,23 @@ group(echo.s("a"), echo.s("b")).delay().get(timeout=60)
 chain(echo.s("a"), echo.s()).delay().get(timeout=60)
 assert chord([echo.s("a"), echo.s("b")], lists.s()).delay().get(timeout=60) == ["a", "b"]
 """
+# While nothing comes for less than the second that kombu has Redis wait, it takes its lock.
+BRIEFLY = """
+from acme_tasks.celery import app
+app.control.inspect(timeout=0.3).active()
+"""
 COMMANDS = f"""
 import sys
 from {worker.PACKAGE}.lanes.cli import _main
 from {worker.PACKAGE}.lanes.deploy import Project
-project = Project(slug="tests-own", package="{worker.PACKAGE}", process_manager="both")
+project = Project(slug="tests-own", package="{worker.PACKAGE}", process_managers=("systemd",))
 for line in sys.argv[1:]:
     _main(line.split(), obj=project, standalone_mode=False)
 """
-BEAT = """
-app.conf.beat_schedule = {
-    "note": {"task": "light.note", "schedule": 0.5, "args": [FILE]},
-}
+REVOKING = f"""
+from {worker.PACKAGE}.celery import app
+app.control.revoke("some-id")
+app.control.revoke_by_stamped_headers({{"some": ["stamp"]}})
 """
 LISTS = """
 
@@ -87,6 +111,17 @@ LISTS = """
 def lists(values: list[str]) -> list[str]:
     return values
 """
+
+
+def scrape(port: int) -> None:
+    """Ask what tells Prometheus, as soon as it answers."""
+
+    def told() -> bool:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            return b"lanes_broker_up 1.0" in answer.read()
+        return False
+
+    wait_until(told, "Prometheus to be told")
 
 
 class Recorded:
@@ -125,6 +160,7 @@ class Recorded:
                 role = role_of.get(int(parts[1]))
             if role:
                 found[role].add(_arguments(parts[2]))
+        found["doctor"] |= UNSEEN
         return found
 
 
@@ -160,11 +196,13 @@ def recorded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Comman
             set_user(server.redis, role, LINES[role])
             (folder / role).mkdir()
             url = f"redis://{role}:{PASSWORD}@127.0.0.1:{wire.port}/0"
-            projects[role] = Project(folder / role, LANES, url)
+            schedule = SCHEDULE.replace("FILE", str(folder / "kept"))
+            projects[role] = Project(folder / role, LANES + schedule, url)
             with (folder / role / worker.PACKAGE / "tasks.py").open("a") as tasks:
                 tasks.write(LISTS)
             with (folder / role / worker.PACKAGE / "celery.py").open("a") as app:
-                app.write(BEAT.replace("FILE", repr(str(folder / "beaten"))))
+                often = {"task": "light.note", "schedule": 0.5, "args": [str(folder / "beaten")]}
+                app.write(own_scheduler({"often": often}))
         recorder = Recorded(server, wires)
         try:
             _do_all(recorder, projects, folder)
@@ -191,19 +229,34 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
 
     names = {f"worker-{instance}": command_of(instance) for instance in (1, 2)}
     with processes(names, at_work.folder, at_work.environment) as workers:
-        beat = start("sender", "-m", "celery", "-A", worker.PACKAGE, "beat", f"-s{folder}/schedule")
+        beat = start("sender", "-m", "celery", "-A", worker.PACKAGE, "beat", *SCHEDULER)
         waiter = start("waiter", "-c", WAITING)
+        port = free_port()
+        exporter = start("metrics", "-m", worker.PACKAGE, "metrics", f"--port={port}")
         run("sender", SENDING, str(folder / "note"))
         assert waiter.process.wait(PATIENCE) == 0, waiter.log
         wait_until((folder / "beaten").exists, "a task of beat's to run")
         assert beat.end() == 0, beat.log
-        wait_until(lambda: redis.zcard("lanes:work:dead") == 2, "both that fail")
+        wait_until((folder / "kept").exists, "a task of the schedule to run")
+        steer = ("schedule run note", "schedule", "schedule resume note", "schedule pause note")
+        run("operator", COMMANDS, *steer)
+        wait_until(lambda: redis.zcard("lanes:work:dead") == 2, "what fails, and what has expired")
         letters = [f"work/{number.decode()}" for number in redis.zrange("lanes:work:dead", 0, -1)]
         one, other = letters
         run("operator", COMMANDS, "status", "dead list", f"dead show {one}", "pause work")
         wait_until(lambda: recorder.saw(b"BRPOP", b"lanes:work:never"), "workers to see that")
+        run("sender", SENDING, str(folder / "note"))
+        scrape(port)  # while something waits
+        run("operator", REVOKING)
+        run("operator", COMMANDS, "status", "purge work --yes")
         purge = f"dead purge {other} --yes"
         run("operator", COMMANDS, "resume work", f"dead retry {one}", purge)
+        inspect = start("operator", "-m", "celery", "-A", worker.PACKAGE, "inspect", "active")
+        assert inspect.process.wait(PATIENCE) == 0, inspect.log
+        run("operator", BRIEFLY)
+        redis.lpush("celery", "of somebody else")
+        redis.script_flush()  # as after a restart: the operator's command has loaded the scripts
+        run("doctor", COMMANDS, "doctor")
         # A worker that was killed: another takes its task back, and its successor its name.
         begun, go = folder / "begun", folder / "go"
         run("sender", HOLDING, str(go), str(begun))
@@ -216,11 +269,30 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
         with processes(successor, at_work.folder, at_work.environment):
             wait_until(lambda: len(redis.hgetall("lanes:work:workers")) == 2, "two workers")
     assert not redis.hgetall("lanes:work:workers")
+    _scrape_anew(redis, port, exporter)
+
+
+def _scrape_anew(redis: Redis, port: int, exporter: Process) -> None:
+    """After a time in which nobody did, on a server that has forgotten its scripts."""
+    _await_idle(redis, "metrics")
+    redis.script_flush()
+    scrape(port)
+    assert exporter.end() == 0
+
+
+def _await_idle(redis: Redis, user: str) -> None:
+    """For so long that a user's process sees first whether its connection is still there."""
+
+    def is_idle() -> bool:
+        found = [int(each["idle"]) for each in redis.client_list() if each["user"] == user]
+        return min(found, default=0) > HEALTH
+
+    wait_until(is_idle, f"{user} to be idle")
 
 
 def test_nothing_that_a_process_does_is_denied(server: Server, recorded: Commands) -> None:
     assert all(recorded.values())
-    assert [entry["object"] for entry in server.redis.acl_log()] == []
+    assert [(each["username"], each["object"]) for each in server.redis.acl_log()] == []
 
 
 @pytest.mark.parametrize("role", ROLES)

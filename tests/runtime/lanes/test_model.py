@@ -6,7 +6,7 @@ the whole of Redis is compared with what must be there. Time passes by moving wh
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha1
@@ -32,13 +32,21 @@ from acme_tasks.lanes.redis import fetch as fetch_module
 from acme_tasks.lanes.redis import store as store_module
 from acme_tasks.lanes.redis.clock import Clock
 from acme_tasks.lanes.redis.fetch import Fetch
-from acme_tasks.lanes.redis.store import LOOK, PRIORITY_LISTS, Keys, Store, in_order
+from acme_tasks.lanes.redis.store import (
+    FULL,
+    LOOK,
+    PRIORITY_LISTS,
+    RAN,
+    Keys,
+    Store,
+    in_order,
+)
 
 KEYS = Keys("quick", "quick_tasks")
 LEASE = 15.0  # seconds
 AT_ONCE = 2  # tasks that a worker runs at once
 MOST = 2  # deliveries that make a message poison
-CAP, AGE = 1000, 1e9  # of dead letters: none is dropped here
+CAP, SIZE, AGE = 2, 900, 1e9  # of dead letters: some are dropped here, for either
 EXAMPLES = 50  # 800 were run when this was written, in three minutes
 
 
@@ -86,7 +94,7 @@ class Lane(RuleBasedStateMachine):
         self.redis.script_load(store_module.EXCHANGE)
         self.sent = 0
         self.there: Counter[bytes] = Counter()  # every message that has not left
-        self.counted: Counter[bytes] = Counter()  # deliveries of each, as they must be
+        self.counted: dict[bytes, int] = defaultdict(int)  # deliveries of what came back
         self.paused = False
 
     def teardown(self) -> None:
@@ -149,8 +157,8 @@ class Lane(RuleBasedStateMachine):
             worker.done += worker.fetch.lost()
         else:
             fetched = worker.fetch.end(replies)
-            assert [message for _, message in fetched.messages] == taken
-            worker.held += [id_ for id_, _ in fetched.messages]
+            assert [each.message for each in fetched.messages] == taken
+            worker.held += [each.id for each in fetched.messages]
             worker.last = max([worker.last, *(int(i.split("@")[0]) for i in worker.held)])
 
     def _plain_before(self, plain: int, taken: list[bytes], due: list[bytes]) -> int:
@@ -182,6 +190,8 @@ class Lane(RuleBasedStateMachine):
         back = [message for id_, message in self._leased().items() if id_ in ids]
         worker.store.hand_back(ids)
         worker.held = [id_ for id_ in worker.held if id_ not in ids]
+        for message in back:
+            self.counted[message] += 0
         if back:
             assert self.redis.lindex(KEYS.queue, -1) in back, "at the front"
 
@@ -213,19 +223,55 @@ class Lane(RuleBasedStateMachine):
             self._settle(worker, rescued, cut=cut)
 
     @precondition(lambda self: any(worker.held for worker in self.workers))
-    @rule(number=st.integers(0, 1))
-    def set_aside(self, number: int) -> None:
+    @rule(
+        number=st.integers(0, 1),
+        reason=st.sampled_from(["failed", "unknown"]),
+        error=st.sampled_from(["", "x" * 200]),
+    )
+    def set_aside(self, number: int, reason: str, error: str) -> None:
         worker = self.workers[number]
-        for id_ in worker.held[:1]:
-            self._set_aside(worker, id_)
-            worker.held.remove(id_)
+        for id_ in list(worker.held):
+            if self._set_aside(worker, id_, {"reason": reason, "error": error}):
+                worker.held.remove(id_)
 
-    def _set_aside(self, worker: Worker, id_: str) -> None:
+    @rule(number=st.integers(0, 1), reason=st.sampled_from(["failed", "unknown", "unknown"]))
+    def a_flood_is_set_aside(self, number: int, reason: str) -> None:
+        for _ in range(3):
+            self.send("")
+        self.fetch(number, 5, lost=False)
+        self.set_aside(number, reason, "")
+
+    def _set_aside(self, worker: Worker, id_: str, report: dict[str, str]) -> bool:
+        """Whether it is not held any more."""
         message = self._leased().get(id_)
-        dropped = worker.store.set_aside(id_, {"reason": "failed"}, cap=CAP, age=AGE)
-        assert dropped == (-1 if message is None else 0)
-        if message is not None:
-            del self.counted[message]
+        before, redis = self._letters(), self.redis.hgetall(KEYS("dead:totals"))
+        dropped = worker.store.set_aside(id_, report, cap=CAP, size=SIZE, age=AGE)
+        after = self._letters()
+        if message is None:
+            assert (dropped, after) == (-1, before)
+            return True
+        if dropped == FULL:
+            assert report["reason"] not in RAN, "one that ran is always taken"
+            assert after == before
+            assert self._leased()[id_] == message, "nothing was done"
+            never = [letter for letter in before.values() if letter[1] not in RAN]
+            assert len(never) >= CAP or int(redis[b"never_bytes"]) >= SIZE
+            return False
+        gone = [letter for number, letter in before.items() if number not in after]
+        assert len(gone) == dropped
+        assert all(reason in RAN for _, reason in gone), "what never ran is never dropped"
+        for old, _ in gone:
+            self._gone(old)
+        self.counted.pop(message, None)
+        if dropped:
+            ran = [number for number, letter in before.items() if letter[1] in RAN]
+            assert [before[number] for number in ran[:dropped]] == gone, "the oldest first"
+        return True
+
+    def _letters(self) -> dict[int, tuple[bytes, str]]:
+        """Message and reason of each dead letter, oldest first."""
+        letters = self.store.dead_letters(self.store.dead_numbers())
+        return {number: (message, report["reason"]) for number, message, report in letters}
 
     # Dying, and what others do about it
 
@@ -284,8 +330,9 @@ class Lane(RuleBasedStateMachine):
             rescued = worker.store.rescue_from(worker.owner, **options)
         for owner in {id_.partition("@")[2] for id_ in ids}:
             theirs = in_order(id_ for id_ in ids if id_.endswith("@" + owner))
-            for id_ in theirs[:AT_ONCE]:
-                self.counted[before[id_]] += 1
+            assert before.keys() >= set(theirs), "each lease has its message"
+            for place, id_ in enumerate(theirs):
+                self.counted[before[id_]] += int(place < AT_ONCE)
         assert self._leased().keys() == before.keys() - set(ids) | {i for i, _, _ in rescued.poison}
         again = self.workers[1 - self.workers.index(worker)].store.rescue_expired(**options)
         assert not again.poison, "what one has, another does not find"
@@ -295,7 +342,7 @@ class Lane(RuleBasedStateMachine):
         for id_, deliveries, message in rescued.poison:
             assert deliveries == self.counted[message] >= MOST
             if not cut:
-                self._set_aside(worker, id_)
+                self._set_aside(worker, id_, {"reason": "poison"})
 
     # The operator
 
@@ -318,12 +365,27 @@ class Lane(RuleBasedStateMachine):
             assert self.store.retry(letters) == len(letters)
             assert self.store.retry(letters) == 0
 
+    @rule(what=st.sampled_from(["waiting", "delayed"]), most=st.integers(1, 9))
+    def purge(self, what: str, most: int) -> None:
+        places = ("queue", *PRIORITY_LISTS)
+        lists = [message for name in places for message in self.redis.lrange(KEYS(name), 0, -1)]
+        now, delayed = self.store.now(), self.redis.zrange(KEYS("delayed"), 0, -1, withscores=True)
+        is_due = what == "waiting"
+        there = [message for message, due in delayed if (due <= now) == is_due]
+        there += lists if is_due else []
+        assert sum(self.store.purge(what, most)) == min(most, len(there))
+        left = {*self.redis.zrange(KEYS("delayed"), 0, -1)}
+        left |= {message for name in places for message in self.redis.lrange(KEYS(name), 0, -1)}
+        for message in there:
+            if message not in left:
+                self._gone(message)
+
     # What must be true
 
     def _gone(self, message: bytes | None) -> None:
         if message is not None:
             self.there[message] -= 1
-            del self.counted[message]
+            self.counted.pop(message, None)
 
     def _leased(self) -> dict[str, bytes]:
         return {id_.decode(): each for id_, each in self.redis.hgetall(KEYS("leased")).items()}
@@ -342,6 +404,18 @@ class Lane(RuleBasedStateMachine):
         )
         dead = [set(self.redis.hkeys(KEYS(name))) for name in ("dead:messages", "dead:reports")]
         assert dead == [set(self.redis.zrange(KEYS("dead"), 0, -1))] * 2
+        letters = self._letters()
+        ran = {number for number, (_, reason) in letters.items() if reason in RAN}
+        assert {int(number) for number in self.redis.zrange(KEYS("dead:ran"), 0, -1)} == ran
+        totals = Counter()
+        for number, (message, reason) in letters.items():
+            kind = "ran" if reason in RAN else "never"
+            report = self.redis.hget(KEYS("dead:reports"), str(number))
+            totals += Counter({kind: 1, f"{kind}_bytes": len(message) + len(report)})
+        noted = self.redis.hgetall(KEYS("dead:totals"))
+        assert Counter({key.decode(): int(value) for key, value in noted.items()}) == totals
+        assert totals["never"] <= CAP
+        assert len(letters) <= CAP + 1
         counts = self.store.counts()
         parts = counts.waiting + counts.delayed + counts.leased + counts.dead
         assert (parts, counts.paused) == (self.there.total(), self.paused)
@@ -353,7 +427,7 @@ class Lane(RuleBasedStateMachine):
             digests[digest.decode()]: int(count)
             for digest, count in self.redis.hgetall(KEYS("deliveries")).items()
         }
-        assert noted == +self.counted
+        assert noted == self.counted
 
 
 @contextmanager
@@ -399,6 +473,8 @@ def test_no_interleaving_loses_doubles_or_miscounts_a_message() -> None:
     run(examples=EXAMPLES, steps=40)
 
 
+FORGET = "redis.call('ZREM', KEYS[1], ARGV[index])"
+
 #: Faults that this project has had, put back: the script, what it says, what it said.
 FAULTS = {
     "what is due later runs first": (
@@ -413,14 +489,30 @@ FAULTS = {
     ),
     "all that a dead worker held counts as delivered": (
         "rescue",
-        "each[4] = seen[owner] <= at_once",
-        "each[4] = true",
+        "ARGV[index + 1] == '1'",
+        "true",
     ),
     "a message is taken before it is leased": (
         "exchange",
         "  redis.call('HSET', KEYS[5], id, message)",
         "  if number % 7 > 0 then redis.call('HSET', KEYS[5], id, message) end",
     ),
+    "what never ran is dropped for the cap": (
+        "set_aside",
+        "redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')",
+        "redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')",
+    ),
+    "what never ran is taken without room": (
+        "set_aside",
+        "if not ran and (total('never') >= cap or total('never_bytes') >= size) then",
+        "if false then",
+    ),
+    "purged messages leave their counts behind": (
+        "purge",
+        "redis.call('HDEL', KEYS[2], digest, 'unknown:' .. digest)",
+        "",
+    ),
+    "a letter that goes is still counted": ("take_dead", "forget(ARGV[index])", FORGET),
     "owners get no time after an outage": (
         "rescue",
         "  if now < grace then",

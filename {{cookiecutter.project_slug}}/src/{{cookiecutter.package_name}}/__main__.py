@@ -1,3 +1,4 @@
+{% from 'managers.jinja' import managers with context -%}
 """The project's command: `{{ cookiecutter.project_slug }}`.
 
 Also `python -m {{ cookiecutter.package_name }}`.
@@ -9,7 +10,7 @@ from .lanes.deploy import Project
 PROJECT = Project(
     slug="{{ cookiecutter.project_slug }}",
     package="{{ cookiecutter.package_name }}",
-    process_manager="{{ cookiecutter.process_manager }}",
+    process_managers=("{{ managers | join('", "') }}"{{ ',' if managers | length == 1 }}),
 )
 main = command(PROJECT)
 

@@ -6,7 +6,7 @@ Delivery is at least once: a task may run again after a crash, so let a second r
 {% if lanes | selectattr(1, 'equalto', 'slow') | list %}
 import time
 {% endif %}
-from .celery import app
+from {{ cookiecutter.package_name }}.celery import app
 {% for name, profile in lanes %}
 
 @app.task(lane="{{ name }}")

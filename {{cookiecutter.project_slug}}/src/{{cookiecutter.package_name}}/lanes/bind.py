@@ -2,44 +2,80 @@
 
 import functools
 import importlib
+import logging
 import os
+import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery
-from celery.signals import celeryd_init, worker_shutdown, worker_shutting_down
-from kombu import Connection, Queue
+from celery.signals import celeryd_after_setup, celeryd_init, worker_shutdown, worker_shutting_down
+from kombu import Connection, Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
-from . import config, drain, notify, settings, timeouts
+from . import (
+    config,
+    descriptors,
+    discovery,
+    drain,
+    excerpt,
+    logs,
+    notify,
+    parent,
+    settings,
+    timeouts,
+)
 from .config import Lane, Lanes
 from .consumer import Consumer
-from .errors import BrokerError, ContractError, LanesError, UsageError
+from .errors import BrokerError, ContractError, LanesError, SettingsError, UsageError
 from .redis.connect import Server
 from .redis.refusals import is_final
 from .routing import AMQP
 from .settings import Settings
 from .task import Task
 
+if TYPE_CHECKING:
+    from .typed import App
+else:
+    App = Celery
 
-def bind(app: Celery) -> Celery:
-    """Give `app` the lanes of lanes.toml and the broker of the environment; returns `app`.
+
+def bind(celery_app: Celery) -> App:
+    """Give an app the lanes of lanes.toml and the broker of the environment; returns the app.
 
     Raises:
         ConfigError: when lanes.toml cannot be used.
         SettingsError: when the environment cannot be used.
+        SystemExit: in either case, when this is a command of Celery's, which would make a page of
+            tracebacks of it; what is wrong has been said in a line.
     """
+    try:
+        return _bind(celery_app)
+    except LanesError as error:
+        if logs.celery_command() is None:
+            raise
+        logs.say(str(error), level=logging.ERROR, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def _bind(celery_app: Celery) -> App:
+    log = settings.load_log()
+    if logs.celery_command() in ("worker", "beat"):
+        logs.begin(log)
     environment = settings.load()
     lanes = config.load(environment.lanes_file)
-    app.lanes = lanes  # type: ignore[attr-defined]
-    app.lease_options = {}  # type: ignore[attr-defined]  # until the app is a worker's
+    app = cast("App", celery_app)  # which it is from here on
+    app.lanes = lanes
+    app.lease_options = {}  # until the app is a worker's
+    app.worker_limits = (None, None)  # likewise
+    app.worker_log = log
     app.amqp_cls = AMQP  # type: ignore[assignment]  # a name or a class
     app.events_cls = f"{__package__}.remote:Events"
     app.control_cls = f"{__package__}.remote:Control"
-    app.task_cls = _task_class(app)  # type: ignore[assignment]
+    app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
-    app.task = _checking_lane(app.task, lanes)  # type: ignore[method-assign]
+    app.task = _checking_lane(app.task, lanes)
     connect(app, environment)
     app.conf.update(
         task_ignore_result=environment.results is None,
@@ -55,7 +91,9 @@ def bind(app: Celery) -> Celery:
         broker_channel_error_retry=True,
         # A queue that no lane consumes would keep its messages for ever.
         task_create_missing_queues=False,
-        task_queues=[Queue(lane.queue) for lane in lanes],
+        # As Celery makes a queue that nobody has declared; else all would have the default one's
+        # exchange and routing key, and a message that is sent to these would run in each lane.
+        task_queues=[Queue(lane.queue, Exchange(lane.queue), lane.queue) for lane in lanes],
         task_default_queue=lanes.default.queue,
         # Acknowledge when the task has ended, so that a killed worker's tasks run again.
         task_acks_late=True,
@@ -68,6 +106,12 @@ def bind(app: Celery) -> Celery:
         # 4 s by default: a child that imports for longer is killed, and the next, in a loop.
         worker_proc_alive_timeout=30,
     )
+    discovery.install(app)
+    logs.install(log)
+    if logs.celery_command() == "beat":
+        from . import beat  # of no use to others
+
+        beat.install(app)
     celeryd_init.connect(functools.partial(_configure_worker, app), weak=False)
     return app
 
@@ -131,9 +175,41 @@ def lane_of_worker(lanes: Lanes, queues: list[str] | None) -> Lane:
     return lanes.get(served.pop())
 
 
+def check_flags(lane: Lane, options: dict[str, Any], conf: Any) -> None:
+    """See that nothing on a worker's command line is against what `lane` declares.
+
+    Args:
+        options: the flags, by their names in Celery.
+        conf: the app's configuration, which holds where there is no flag.
+
+    Raises:
+        UsageError: when something is.
+    """
+    pools: Any = importlib.import_module("celery.concurrency")  # of no use to a sender
+    pool = pools.get_implementation(options.get("pool") or conf.worker_pool)
+    rules = {
+        "-X: a worker serves one lane; leave it out": options.get("exclude_queues"),
+        "worker_direct: a worker serves one lane, and this gives each a queue of its own; leave it "
+        "out": conf.worker_direct,
+        f"--pool: the lane {lane.name} runs in {lane.pool}; say --pool={lane.pool}, or change it "
+        "in lanes.toml": pool is not pools.get_implementation(lane.pool),
+        f"--autoscale: how many tasks run at once is the lane's to say; set concurrency and "
+        f"workers of {lane.name} in lanes.toml": options.get("autoscale"),
+        "--pool-start-method: only fork works here; leave it out": (
+            (options.get("pool_start_method") or conf.worker_pool_start_method) != "fork"
+        ),
+        # Killed, the worker would leave it running, and its next start begin another.
+        "-B: workers keep the schedule of lanes.toml and of beat_schedule by themselves; leave it "
+        "out": options.get("beat"),
+    }
+    if wrong := [rule for rule, is_broken in rules.items() if is_broken]:
+        raise UsageError("\n".join(wrong))
+
+
 def _lease_options(lane: Lane, node: str) -> dict[str, Any]:
     """Transport options of the one connection with which a worker consumes its lane."""
-    keys = ("concurrency", "lease", "max_deliveries", "dead_cap", "dead_age")
+    dead = ("dead_cap", "dead_size", "dead_age")
+    keys = ("concurrency", "lease", "max_deliveries", *dead, "latency_slo")
     own = {"lane": lane.name, "node": node, "in_threads": lane.pool == "threads"}
     return own | {key: getattr(lane, key) for key in keys}
 
@@ -145,43 +221,68 @@ def _configure_worker(
         return
     try:
         lane = lane_of_worker(app.lanes, options.get("queues"))
+        check_flags(lane, options, conf)
+        files = descriptors.needed(lane, options.get("concurrency"))
+        descriptors.ensure(files, who=f"a worker of {lane.name}")
     except LanesError as error:
         # Celery logs what a signal's receiver raises and goes on; SystemExit passes.
-        print(error, flush=True)
+        logs.say(str(error), level=logging.ERROR)
         raise SystemExit(error.exit_code) from None
+    logs.serve(app, lane.name)
     try:
         importlib.import_module(f"{__package__}.contract")  # of no use to a sender
     except ContractError as error:
-        print(*(f"{lane.name} | {problem}" for problem in error.problems), sep="\n", flush=True)
+        for problem in error.problems:
+            logs.say(problem, lane.name, level=logging.ERROR)
         raise SystemExit(error.exit_code) from None
     try:
         app.server.check()
     except BrokerError as error:
         if is_final(error):
-            print(f"{lane.name} | {error}", flush=True)
+            logs.say(str(error), lane.name, level=logging.ERROR)
             raise SystemExit(error.exit_code) from None
         # It may be down, or start after us: the worker waits for it.
     app.lease_options = _lease_options(lane, instance.hostname)
+    excerpt.bound_logs()
+    celeryd_after_setup.connect(functools.partial(_count_slots, app, instance), weak=False)
+    from . import keeper, remote  # of no use to a sender
+
+    keeper.install(app, lane)
     drain.install(lane)
-    notify.install(app, lane)
+    parent.watch(drain.hurry)
+    remote.serve(lane)
+    try:
+        notify.install(app, lane)
+    except SettingsError as error:
+        logs.say(str(error), lane.name, level=logging.ERROR)
+        raise SystemExit(error.exit_code) from None
     worker_shutting_down.connect(functools.partial(_stop, app.server), weak=False)
     worker_shutdown.connect(_end_leases, weak=False)
     other = os.environ.get("CELERY_BROKER_URL")
     if other and other != os.environ.get("BROKER_URL"):
-        print(
-            f"{lane.name} | --broker and CELERY_BROKER_URL are not used: BROKER_URL says where the "
-            f"broker is, {app.server.endpoint.shown}",
-            flush=True,
+        logs.say(
+            "--broker and CELERY_BROKER_URL are not used: BROKER_URL says where the broker is, "
+            f"{app.server.endpoint.shown}",
+            lane.name,
         )
     # What Celery says past its log, before that is set up and when it stops, has no lane in front.
-    warnings.showwarning = functools.partial(_show_warning, lane)
+    warnings.showwarning = lambda message, category, *_: logs.warn(message, category, lane.name)
     celery_worker: Any = importlib.import_module("celery.apps.worker")  # of no use to a sender
+    if app.worker_log.format == "json":
+        celery_worker.safe_say = lambda text, *_: logs.say(text)
+        return
     say = celery_worker.safe_say
     celery_worker.safe_say = lambda text, *to: say(f"{lane.name} | {text}", *to)
     conf.worker_log_format = f"{lane.name} | %(asctime)s %(levelname)s %(message)s"
     conf.worker_task_log_format = (
         f"{lane.name} | %(asctime)s %(levelname)s %(task_name)s[%(task_id)s] %(message)s"
     )
+
+
+def _count_slots(app: Any, worker: Any, *, instance: Any, **_: Any) -> None:
+    """So many tasks may have run when it died: its own flag may say otherwise than the lane."""
+    if instance is worker:
+        app.lease_options["concurrency"] = instance.concurrency
 
 
 def _stop(server: Server, **_: Any) -> None:
@@ -195,11 +296,6 @@ def _end_leases(**_: Any) -> None:
     from .redis.transport import end_all  # of no use to a sender
 
     end_all()
-
-
-def _show_warning(lane: Lane, message: Any, category: type[Warning], *_: Any) -> None:
-    """In one line; Celery's to root has nine, of which the first names a file of its own."""
-    print(f"{lane.name} | {category.__name__}: {' '.join(str(message).split())}", flush=True)
 
 
 def _checking_lane(define: Any, lanes: Lanes) -> Any:

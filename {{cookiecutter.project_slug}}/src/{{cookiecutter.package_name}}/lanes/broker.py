@@ -3,20 +3,30 @@
 `python -m <package>.lanes.broker DIRECTORY` runs one in the foreground at `BROKER_URL`.
 """
 
+import contextlib
 import errno
+import fcntl
 import ipaddress
+import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
+import time
+from collections import deque
 from pathlib import Path
+from typing import Any
 
-from . import settings
+from . import logs, parent, settings
 from .endpoint import Endpoint
 from .errors import BrokerError, LanesError, SettingsError
 from .timeouts import CONNECT
 
+_LOCK = "lock"  # held by a broker for as long as it runs
+_LAST = 20  # seconds that lanes whose `workers` was killed have to end, before their broker does
+_claims: deque[socket.socket] = deque()  # of free_port
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT)
 
 
@@ -26,7 +36,7 @@ def is_missing(endpoint: Endpoint) -> bool:
     Raises:
         SettingsError: when what answers is not Redis or Valkey, or when ours could not stand in.
     """
-    if endpoint.scheme != "redis" or len(endpoint.hosts) > 1:
+    if endpoint.scheme != "redis" or len(endpoint.hosts) != 1:
         return False
     [(host, port)] = endpoint.hosts
     address = _local_address(host)
@@ -51,9 +61,23 @@ def is_missing(endpoint: Endpoint) -> bool:
         return False
     raise SettingsError(
         f"{endpoint.variable}: port {port} on {host} is taken by something that is not Redis or "
-        "Valkey; stop it, or set another port, such as "
-        f"redis://localhost:{port % 65535 + 1}/{endpoint.database}"
+        f"Valkey; stop it, or set another port, such as {_next_port(endpoint)}"
     )
+
+
+def instead(endpoint: Endpoint) -> str:
+    """What else to do where a broker on this machine is somebody else's; empty for another's."""
+    if endpoint.scheme != "redis" or len(endpoint.hosts) != 1 or endpoint.password:
+        return ""
+    if _local_address(endpoint.hosts[0][0]) is None:
+        return ""
+    ours = f"{endpoint.variable}={_next_port(endpoint)}"
+    return f"; if it is not yours, have one started here: {ours}"
+
+
+def _next_port(endpoint: Endpoint) -> str:
+    [(_, port)] = endpoint.hosts
+    return f"redis://localhost:{port % 65535 + 1}/{endpoint.database}"
 
 
 def _local_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -80,11 +104,43 @@ def _check_stand_in(
         )
 
 
+def await_end(data: Path) -> None:
+    """Wait for the broker of an earlier run that was killed, and which ends by itself."""
+    try:
+        lock = (data / _LOCK).open(encoding="ascii")
+    except FileNotFoundError:
+        return
+    with lock:
+        for tries in range(2 * _LAST):
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            if not tries:
+                logs.say("waiting for the end of a run that was killed ...")
+            time.sleep(1)
+
+
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that no process beside this one is given by this function.
+
+    Nor does a connection take it for its own end. What it is for may bind it seconds later, and
+    again after an outage: so it lies below the ports that systems give to connections, and its
+    namesake of UDP, bound here, keeps it from others.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(6000)
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        if len(_claims) > 40:  # those of tests that are over
+            _claims.popleft().close()
+        return port
 
 
 def serve(endpoint: Endpoint, data: Path) -> int:
@@ -105,6 +161,8 @@ def serve(endpoint: Endpoint, data: Path) -> int:
     folder = data.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
+    lock = Path(_LOCK).open("w", encoding="ascii")  # noqa: SIM115 - until the process ends
+    fcntl.flock(lock, fcntl.LOCK_EX)
     ipv4, bind = _listens_on(host)
     server = ValkeyServer(
         port=port,
@@ -122,14 +180,28 @@ def serve(endpoint: Endpoint, data: Path) -> int:
             f"valkey | did not start at {endpoint.shown}: is its port taken? see {server.log_path}"
         ) from None
     signal.signal(signal.SIGCHLD, lambda *_: ended.set())  # the server has ended by itself
-    print(f"valkey | ready at {endpoint.shown}, data in {data}", flush=True)
+    logs.say(f"ready at {endpoint.shown}, data in {data}", "valkey")
+
+    def end() -> None:
+        _await_the_last(server.client())
+        ended.set()
+
+    parent.watch(end)
     ended.wait()
     if not server.is_running():
-        print(f"valkey | ended by itself, see {server.log_path}", flush=True)
+        logs.say(f"ended by itself, see {server.log_path}", "valkey", level=logging.ERROR)
         return 1
     server.stop()
-    print("valkey | stopped", flush=True)
+    logs.say("stopped", "valkey")
     return 0
+
+
+def _await_the_last(redis: Any) -> None:
+    """Wait until the lanes, which end likewise, have told what they have done."""
+    for _ in range(_LAST):
+        if int(redis.info("clients")["connected_clients"]) <= 1:
+            return
+        time.sleep(1)
 
 
 def _listens_on(host: str) -> tuple[str, str]:
@@ -143,6 +215,7 @@ def _listens_on(host: str) -> tuple[str, str]:
 
 if __name__ == "__main__":
     try:
+        logs.begin(settings.load_log())
         sys.exit(serve(settings.load().broker, Path(sys.argv[1])))
     except LanesError as error:
         sys.exit(str(error))

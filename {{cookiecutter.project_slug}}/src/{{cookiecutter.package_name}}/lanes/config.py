@@ -1,21 +1,21 @@
-"""Read lanes.toml: what a lane is, its defaults by profile, and every mistake at once."""
+"""Read lanes.toml: what a lane is, and every mistake in the file at once."""
 
 import difflib
 import fnmatch
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, RoutingError
+from .schema import ENTRY_KEYS, KEYS, PROFILES, Key
+from .timetable import Entry
 
 DEFAULT_FILE = Path(__file__).parent.parent / "lanes.toml"
 LANE_NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
-POOLS = ("prefork", "threads", "solo")
-DRAINS = ("finish", "requeue")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,25 +25,28 @@ class Lane:
     name: str
     queue: str
     latency_slo: float  # seconds a task may wait in its queue before it starts
+    slo_target: float  # share of tasks that should start within latency_slo, over 30 days
     concurrency: int  # tasks at once, in each worker
     workers: int  # worker processes, each with `concurrency`
-    pool: str  # one of POOLS
+    pool: str  # one of schema.POOLS
     prefetch: int  # messages a worker holds per slot, the running one included
     time_limit: float | None  # seconds, then the child process is killed
     soft_time_limit: float | None  # seconds, then SoftTimeLimitExceeded is raised in the task
-    expires: float | None  # seconds after it was due; an older task is discarded, not run
+    expires: float | None  # seconds after it was due; an older task becomes a dead letter
     max_retries: int  # runs after the first, before a task has failed
-    drain: str  # what a stopping worker does with running tasks, one of DRAINS
+    drain: str  # what a stopping worker does with running tasks, one of schema.DRAINS
     drain_timeout: float  # seconds that "requeue" gives them first
     max_deliveries: int  # deliveries without an acknowledgement, before a message is set aside
+    unknown_wait: float | None  # seconds for which a task that no worker knows waits for one
     lease: float  # seconds without a sign of life, after which a worker's messages are taken back
-    dead_cap: int  # dead letters to keep; the oldest are dropped for it
-    dead_age: float  # seconds to keep them
+    dead_cap: int  # dead letters to keep; the oldest of tasks that ran are dropped for it
+    dead_size: int  # bytes of their messages and reports to keep; likewise
+    dead_age: float  # seconds to keep those of tasks that ran
     results: bool  # whether return values are stored, so that `.get()` works
     max_tasks_per_child: int | None  # tasks, then a fresh child process
     max_memory_per_child: int | None  # bytes resident, then a fresh child process
     nice: int  # 0 to 19; a CPU-bound flood in a niced lane leaves the others their latency
-    memory_max: int | None  # bytes, for each worker with its children; under systemd
+    memory_max: int | None  # bytes of a worker with its children; under systemd, in containers
 
     @property
     def stop_time(self) -> float:
@@ -59,6 +62,7 @@ class Lanes:
     by_name: Mapping[str, Lane]
     default: Lane
     routes: tuple[tuple[str, Lane], ...] = field(default=())
+    schedule: tuple[Entry, ...] = field(default=())
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self.by_name.values())
@@ -96,144 +100,11 @@ class Lanes:
         return self.default
 
 
-def parse_duration(value: object) -> float:
-    """Seconds in a duration such as "250ms", "30s", "10m", "1h".
-
-    Raises:
-        ValueError: when `value` is anything else; the message is the rule, with an example.
-    """
-    match = isinstance(value, str) and re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)
-    if not match or float(match[1]) == 0:
-        raise ValueError('expected a duration such as "30s"')
-    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-def parse_size(value: object) -> int:
-    """Bytes in a size such as "512K", "512M", "2G" (powers of 1024).
-
-    Raises:
-        ValueError: when `value` is anything else; the message is the rule, with an example.
-    """
-    match = isinstance(value, str) and re.fullmatch(r"([1-9]\d*)([KMG])", value)
-    if not match:
-        raise ValueError('expected a size such as "512M"')
-    return int(match[1]) << {"K": 10, "M": 20, "G": 30}[match[2]]
-
-
-def _whole_number(low: int, high: int) -> Callable[[object], int]:
-    def parse(value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _optional(parse: Callable[[object], Any]) -> Callable[[object], Any]:
-    def parse_or_off(value: object) -> Any:
-        if value is False:
-            return None
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise ValueError(f"{error}, or false for none") from None
-
-    return parse_or_off
-
-
-def _choice(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in choices:
-            expected = " or ".join(json.dumps(choice) for choice in choices)
-            raise ValueError(f"expected {expected}")
-        return str(value)
-
-    return parse
-
-
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("expected true or false")  # noqa: TRY004 - one kind for every rule
-    return value
-
-
-def _queue_name(value: object) -> str:
-    # The names that kombu and Celery keep for themselves in the same Redis database.
-    reserved = isinstance(value, str) and re.match(r"celeryev|.*\.pidbox|unacked", value)
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z][\w.-]{0,99}", value) or reserved:
-        raise ValueError(
-            "expected a queue name of letters, digits, '_', '.' or '-', "
-            "not one of Celery's own (celeryev..., ...pidbox, unacked...)"
-        )
-    return value
-
-
-_TOP_KEYS = ("default_lane", "lanes", "routes")
-_COUNT = _whole_number(1, 100_000)
-_KEYS: dict[str, Callable[[object], Any]] = {
-    "queue": _queue_name,
-    "latency_slo": parse_duration,
-    "concurrency": _whole_number(1, 1000),
-    "workers": _whole_number(1, 100),
-    "pool": _choice(*POOLS),
-    "prefetch": _whole_number(1, 1000),
-    "time_limit": _optional(parse_duration),
-    "soft_time_limit": _optional(parse_duration),
-    "expires": _optional(parse_duration),
-    "max_retries": _whole_number(0, 1000),
-    "drain": _choice(*DRAINS),
-    "drain_timeout": parse_duration,
-    "max_deliveries": _whole_number(1, 1000),
-    "lease": parse_duration,
-    "dead_cap": _COUNT,
-    "dead_age": parse_duration,
-    "results": _truth,
-    "max_tasks_per_child": _optional(_COUNT),
-    "max_memory_per_child": _optional(parse_size),
-    "nice": _whole_number(0, 19),
-    "memory_max": _optional(parse_size),
-}
+_TOP_KEYS = ("default_lane", "lanes", "routes", "schedule")
+ENTRY_NAME = re.compile(r"[A-Za-z][\w.-]{0,99}")
+_LANE_KEYS = ("profile", *(key.name for key in KEYS))
+_ENTRY_KEYS = tuple(key.name for key in ENTRY_KEYS)
 _PREFORK_ONLY = ("time_limit", "soft_time_limit", "max_tasks_per_child", "max_memory_per_child")
-
-_COMMON: dict[str, Any] = {
-    "workers": 1,
-    "pool": "prefork",
-    "prefetch": 1,  # with late acks: fetch a message only for a free slot, so none is hoarded
-    "expires": False,
-    "max_retries": 3,
-    "drain": "finish",
-    "drain_timeout": "30s",
-    "max_deliveries": 3,
-    "lease": "15s",
-    "dead_cap": 10_000,
-    "dead_age": "30d",
-    "results": True,
-    "max_tasks_per_child": False,
-    "max_memory_per_child": False,
-    "nice": 0,
-    "memory_max": False,
-}
-PROFILES: dict[str, dict[str, Any]] = {
-    # Somebody waits for the answer; a few tasks held ready spare a round trip between them.
-    "quick": _COMMON
-    | {
-        "latency_slo": "1s",
-        "concurrency": 4,
-        "time_limit": "30s",
-        "expires": "10m",
-        "prefetch": 4,
-    },
-    "standard": _COMMON | {"latency_slo": "30s", "concurrency": 2, "time_limit": "5m"},
-    # Nobody waits; it must not take the processor from those for whom somebody does.
-    "slow": _COMMON
-    | {
-        "latency_slo": "10m",
-        "concurrency": 2,
-        "time_limit": "1h",
-        "drain": "requeue",
-        "nice": 10,
-    },
-}
 _SOFT_SHARE = 0.9  # of time_limit: the soft limit comes first and leaves time to clean up
 
 
@@ -291,12 +162,17 @@ class _Reader:
             (pattern, self.reference(f"routes.{json.dumps(pattern)}", name, lanes))
             for pattern, name in self.table("routes", document.get("routes", {})).items()
         ]
+        entries = [
+            self.entry(name, value, lanes)
+            for name, value in self.table("schedule", document.get("schedule", {})).items()
+        ]
         if self.problems or default is None:
             return None
         return Lanes(
             by_name={name: lane for name, lane in lanes.items() if lane},
             default=default,
             routes=tuple((pattern, lane) for pattern, lane in routes if lane),
+            schedule=tuple(entry for entry in entries if entry),
         )
 
     def unknown(self, where: str, key: str, known: tuple[str, ...]) -> None:
@@ -324,26 +200,68 @@ class _Reader:
             rule = " or ".join(json.dumps(known) for known in PROFILES)
             self.complain(f"{where}.profile", profile, f"expected {rule}")
             profile = "standard"
-        known = ("profile", *_KEYS)
-        values: dict[str, Any] = {}
-        for key in given:
-            if key not in known:
-                self.unknown(f"{where}.{key}", key, known)
-        for key, parse in _KEYS.items():
-            raw = given.get(key, ({"queue": f"{name}_tasks"} | PROFILES[profile]).get(key))
-            try:
-                values[key] = parse(raw) if raw is not None else None
-            except ValueError as error:
-                self.complain(f"{where}.{key}", raw, str(error))
+        self.known_only(where, given, _LANE_KEYS)
+        written = {key.name: key.default_in(profile) for key in KEYS}
+        written |= {"queue": f"{name}_tasks"} | given
+        values = self.parsed(where, KEYS, written)
         if len(self.problems) > before:
             return None
-        self.across_keys(where, given, PROFILES[profile], values)
+        self.across_keys(where, given, written["time_limit"], values)
         if len(self.problems) > before:
             return None
         return Lane(name=name, **values)
 
+    def known_only(self, where: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
+        for name in given:
+            if name not in known:
+                self.unknown(f"{where}.{name}", name, known)
+
+    def parsed(
+        self, where: str, keys: tuple[Key, ...], written: Mapping[str, object]
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key in keys:
+            raw = written[key.name]
+            try:
+                values[key.name] = None if raw is None else key.parse(raw)
+            except ValueError as error:
+                self.complain(f"{where}.{key.name}", raw, str(error))
+        return values
+
+    def entry(self, name: str, value: object, lanes: dict[str, Lane | None]) -> Entry | None:
+        before = len(self.problems)
+        where = f"schedule.{name}"
+        if not ENTRY_NAME.fullmatch(name):
+            rule = 'expected a name of letters, digits, "_", "-" and ".", such as "nightly_report"'
+            self.complain("schedule", name, rule)
+        given = self.table(where, value)
+        self.known_only(where, given, _ENTRY_KEYS)
+        written = {key.name: key.default for key in ENTRY_KEYS} | given
+        values = self.parsed(where, ENTRY_KEYS, written)
+        self.across_entry(where, given, lanes)
+        if len(self.problems) > before:
+            return None
+        options = {key: values.pop(key) for key in ("lane", "expires")}
+        options = {key: each for key, each in options.items() if each is not None}
+        return Entry(name=name, **values, options=options)
+
+    def across_entry(
+        self, where: str, given: dict[str, Any], lanes: dict[str, Lane | None]
+    ) -> None:
+        if "task" not in given:
+            self.complain(f"{where}.task", None, "expected a task's name")
+        if "cron" not in given and "every" not in given:
+            self.complain(f"{where}.cron", None, 'expected cron = "0 3 * * *" or every = "10m"')
+        if "every" in given:
+            for key in ("cron", "timezone"):
+                if key in given:
+                    rule = "does not go with every; remove one of them"
+                    self.complain(f"{where}.{key}", given[key], rule)
+        if isinstance(given.get("lane"), str):
+            self.reference(f"{where}.lane", given["lane"], lanes)
+
     def across_keys(
-        self, where: str, given: dict[str, Any], profile: dict[str, Any], values: dict[str, Any]
+        self, where: str, given: dict[str, Any], time_limit: object, values: dict[str, Any]
     ) -> None:
         if values["pool"] != "prefork":
             rule_of_prefork = 'works with pool = "prefork" alone; remove it, or pool'
@@ -361,8 +279,7 @@ class _Reader:
             values["concurrency"] = 1
         hard, soft = values["time_limit"], values["soft_time_limit"]
         if hard and soft and soft >= hard:
-            limit = given.get("time_limit", profile["time_limit"])
-            rule = f"must be less than time_limit, which is {_shown(limit)}"
+            rule = f"must be less than time_limit, which is {_shown(time_limit)}"
             self.complain(f"{where}.soft_time_limit", given["soft_time_limit"], rule)
         if hard and "soft_time_limit" not in given:
             values["soft_time_limit"] = hard * _SOFT_SHARE

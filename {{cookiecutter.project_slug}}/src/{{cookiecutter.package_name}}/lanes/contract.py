@@ -31,13 +31,35 @@ WORKER: Names = {
         "events_cls": "Set: events are sent by ours.",
         "task(...)": "Wrapped: an unknown lane is an error at the line that names it.",
     },
+    ("celery.app.base:Celery", "beat"): {
+        "Beat": "Set: `celery beat` runs nothing that workers keep.",
+        "subclass_with_self(Class, ...)": "Called: ours, of this app.",
+    },
+    ("celery.apps.beat:Beat", "beat:Beat"): {
+        "start_scheduler()": "What workers keep is hidden from it.",
+        "scheduler_cls": "Read: whether it has entries of its own.",
+    },
+    ("celery.beat:Service", "beat"): {
+        "scheduler": "Read: its entries.",
+    },
+    ("kombu.transport.redis:Channel", "schedule"): {
+        "create_publish_batch(max_size)": "Set: what it would send is sent by a script.",
+        "basic_publish(message, exchange, routing_key, **kwargs)": "Called: with our batch.",
+    },
+    ("celery.app.task:Task", "schedule"): {
+        "__header__": "Called: whether an entry's arguments fit.",
+    },
     ("celery.app.amqp:AMQP", "routing:AMQP"): {
         "Connection": "Every connection is to the broker of the environment.",
         "Router(queues, create_missing)": "A message goes to its lane.",
         "as_task_v2(task_id, name, args, kwargs, countdown, eta, group_id, group_index, expires, "
         "..., now, argsrepr, kwargsrepr)": "Times count from now by the broker's clock.",
+        "create_task_message": "A message is of protocol 2.",
         "send_task_message": "A message is stamped, and its sending has an end.",
         "_create_task_sender()": "Called: Celery's own sender, behind ours.",
+    },
+    ("celery.app.amqp:AMQP", "task"): {
+        "_event_dispatcher": "Used: for the events of `send_many`.",
     },
     ("celery.app.routes:Router", "routing:Router"): {
         "route(options, name, args, kwargs, task_type)": "A message goes to its lane.",
@@ -55,8 +77,13 @@ WORKER: Names = {
         "max_retries": "Set: its lane's.",
         "ignore_result": "Likewise.",
         "Request": "A worker makes our Request of a message.",
+        "apply(args, kwargs, ...)": "A lane that does not exist is an error here, too.",
+        "signature_from_request(request, args, kwargs, queue, ...)": "A retry may change lanes.",
         "bind(app)": "A task gets its lane's limits when it is defined.",
         "__header__": "Called: `send_many` checks arguments as `delay` does.",
+    },
+    ("kombu.messaging:Producer", "routing"): {
+        "_channel": "Read: whether it was closed, by an outage.",
     },
     ("celery.apps.worker", "bind"): {
         "safe_say(msg, ...)": "Wrapped: what is said past the log has its lane in front.",
@@ -67,22 +94,31 @@ WORKER: Names = {
         "ensure_connected(conn)": "The log says once why the broker cannot be used.",
         "on_connection_error_after_connected(exc)": "No warning that tasks will run again.",
         "on_close()": "What children have begun is heard of before tasks are forgotten.",
+        "register_with_event_loop(hub)": "The pool's timers exist from here on.",
         "on_unknown_task(body, message, exc)": "It becomes a dead letter, and is not dropped.",
         "on_invalid_task(body, message, exc)": "Likewise.",
         "on_decode_error(message, exc)": "Likewise.",
+        "event_dispatcher": "Read: monitors hear of what is set aside.",
+        "controller": "Read: the worker, and the time limits that it was given.",
         "first_connection_attempt": "Set: as Celery's `ensure_connected` does.",
     },
     ("celery.worker.request:Request", "consumer:Request"): {
         "eta": "The broker's clock alone decides what is due.",
+        "__init__(message, ..., app, task)": "Its time limits are the shortest of all.",
+        "time_limits": "Set: the shortest of the call's, the task's and the worker's.",
+        "_context": "Read: the chain and the errbacks of what has expired.",
         "maybe_expire()": "The broker's clock decides what has expired.",
         "acknowledge()": "A failure is set aside where it would be acknowledged.",
         "reject(requeue)": "Likewise.",
+        "on_accepted(pid, time_accepted)": "How long it waited is counted.",
         "on_failure(exc_info, ...)": "Why it failed is noted for the dead letter.",
         "on_timeout(soft, timeout)": "Likewise, of the hard time limit.",
         "_announce_revoked(reason, terminated, signum, expired)": "Likewise, of expiry.",
+        "_retry_worker_lost(exc, exc_info)": "A task that runs again has not failed.",
         "_success_was_stored()": "A task that ended well is no dead letter.",
         "on_success(failed__retval__runtime, ...)": "Wrapped: sys.exit() in a thread fails.",
         "acknowledged": "Set: the step that makes a dead letter acknowledges.",
+        "_already_revoked": "Set: what has expired, and waits for room, is not run.",
     },
     ("billiard.einfo:ExceptionInfo", "consumer"): {
         "exception": "Set: a MemoryError would end the worker.",
@@ -93,6 +129,7 @@ WORKER: Names = {
     ("celery.concurrency.asynpool:AsynPool", "consumer"): {
         "_fileno_to_outq": "Read: the pipes.",
         "_cache": "Read: the tasks given to children.",
+        "on_timeout_set": "Wrapped: a hard limit does not wait for a longer soft one.",
         "handle_result_event(*args)": "Called: reads a pipe that the loop does not.",
     },
     ("billiard.pool:ApplyResult", "consumer"): {
@@ -102,8 +139,16 @@ WORKER: Names = {
     ("billiard.pool", "drain"): {
         "GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL": "Read: seconds.",
         "GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT": "Set: a child waits 3 s at its end, not 30.",
+        "reset_signals(handler, full)": "Wrapped: children leave SIGTERM to the worker.",
+        "_kill(pid, signal)": "Set: so they are ended by another signal.",
+        "TERM_SIGNAL": "Likewise.",
     },
-    ("celery.bootsteps:StartStopStep", "notify:_ticking.<locals>.Ticking"): {
+    ("billiard.popen_fork", "drain"): {"TERM_SIGNAL": "Set: likewise."},
+    ("celery.apps.worker", "drain"): {
+        "install_worker_restart_handler(worker, ...)": "Set: a SIGHUP stops the worker.",
+        "install_HUP_not_supported_handler(worker, ...)": "Likewise.",
+    },
+    ("celery.bootsteps:StartStopStep", "pulse:_ticking.<locals>.Ticking"): {
         "requires": "The loop ticks from when tasks are consumed.",
         "start(parent)": "Likewise.",
         "stop(parent)": "No tick is expected while the consumer is down.",
@@ -117,8 +162,29 @@ WORKER: Names = {
     ("kombu.pidbox:Mailbox", "remote:Mailbox"): {
         "producer_or_acquire(producer, channel)": "Questions and answers are tried once.",
     },
+    ("celery.worker.control:Panel", "remote"): {
+        "data": "Set: a lane's worker refuses what would have it serve anything else.",
+    },
+    ("celery.worker.consumer.consumer:Consumer", "remote"): {
+        "update_strategies()": "Called: time limits that were set by remote control count.",
+    },
+    ("celery.worker.control", "remote"): {
+        "add_consumer(state, queue, ...)": "Replaced, and called for the lane's own queue.",
+        "cancel_consumer(state, queue, **_)": "Replaced, and called for other queues.",
+        "time_limit(state, ..., task_name, hard, soft)": "Wrapped: see `update_strategies`.",
+        "shutdown(state, msg, ...)": "Replaced: by the signal that drains.",
+        "revoke(state, task_id, ...)": "Wrapped: what is revoked is kept.",
+        "terminate(state, signal, task_id, ...)": "Likewise.",
+        "revoke_by_stamped_headers(state, headers, ...)": "Likewise.",
+        **{
+            f"{name}(state, ...)": "Replaced: refused."
+            for name in ("pool_grow", "pool_shrink", "pool_restart", "autoscale")
+        },
+        "election(state, id, topic, ...)": "Replaced: refused.",
+    },
     ("celery.app.control:Control", "remote:Control"): {
         "Mailbox": "Remote control goes through our Mailbox.",
+        "broadcast(command, arguments, ...)": "Revocations are noted in Redis.",
     },
     ("kombu.transport.virtual.base:Message", "redis.transport:Message"): {
         "__init__(payload, channel, **kwargs)": "A malformed one can be built, too.",
@@ -143,6 +209,16 @@ WORKER: Names = {
         "_get_pool(asynchronous)": "Connections are the server's.",
         "conn_or_acquire(client)": "One client is kept for all commands.",
         "_put(queue, message, **kwargs)": "A message with a time waits in Redis.",
+        "_purge(queue)": "What is delayed is purged, too.",
+        "_queue_bind(exchange, routing_key, pattern, queue)": "Bindings of old are removed.",
+        "typeof(exchange, ...)": "A closed channel has kombu connect anew.",
+        "basic_consume(queue, *args, **kwargs)": "No queue is consumed without leases.",
+        "basic_get(queue, no_ack, ...)": "Likewise.",
+        "connection": "Set: what a closed channel leaves to its producers.",
+        "sep": "Read: joins the parts of a binding.",
+        "keyprefix_queue": "Read: an exchange's bindings.",
+        "keyprefix_binding_permanent": "Likewise.",
+        "closed": "Read.",
         "_brpop_start(timeout)": "Messages are fetched by lease, and not by BRPOP.",
         "_brpop_read(**options)": "Likewise.",
         "maybe_refresh_binding_expiry()": "No traceback a second while the server refuses.",
@@ -165,7 +241,10 @@ WORKER: Names = {
         "register_with_event_loop(connection, loop)": "Whether a loop sends acknowledgements.",
         "cycle": "Set: the poller.",
         "_callbacks": "Read: whether the queue is still consumed.",
-        "_deliver(message, queue)": "Called: hands a message to the consumer.",
+        "_deliver(message, queue)": "One of protocol 1 is upgraded on its way to the consumer.",
+    },
+    ("kombu.utils.json:JSONEncoder", "redis.connect:Server"): {
+        "__json__": "Called: what `inspect stats` shows of the broker.",
     },
     ("redis.connection:AbstractConnection", "redis.connect:_Placed"): {
         "connect_check_health(...)": "Connects to the first server that lets it.",
@@ -202,6 +281,7 @@ WORKER: Names = {
 SUPERVISOR: Names = {
     ("supervisor.options:ServerOptions", "workers:_supervise.<locals>.Options"): {
         "get_signal()": "A second Ctrl-C, and a terminal that was closed.",
+        "readfd(fd)": "Lines stay whole where those of several processes come together.",
     },
     ("supervisor.supervisord:Supervisor", "workers"): {
         "first": "Set in its options, as supervisor's own `main` does.",

@@ -1,15 +1,19 @@
 """Dead letters: messages set aside with a reason instead of being run or dropped."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import Lane
+from .protocol import upgraded
 from .redis.store import Keys, Store, instant
 
-REASONS = ("poison", "failed", "expired", "unknown", "malformed")
-_BATCH = 500  # letters read or moved in one go
+REASONS = ("poison", "failed", "expired", "unknown", "malformed", "worker")
+_BATCH = 200  # letters read or moved in one go
+#: Numbers and hexadecimal ones, such as a user's, an address, a part of a UUID.
+_NUMBER = re.compile(r"\b(?:0x[0-9a-f]+|[0-9a-f]*[0-9][0-9a-f]*)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class DeadLetter:
     task_id: str | None
     deliveries: int
     traceback: str | None
-    message: bytes  # as it was in the queue
+    message: bytes  # as it was in the queue; empty where `read` was told to leave it out
 
     @property
     def id(self) -> str:
@@ -33,29 +37,80 @@ class DeadLetter:
         return f"{self.lane}/{self.number}"
 
 
-def read(
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Dead letters of one task with one error."""
+
+    lane: str
+    reason: str
+    task: str | None
+    error: str  # the newest's first line; numbers in it may differ between the others
+    count: int
+    oldest: float  # seconds since 1970, when it was set aside
+    newest: float  # likewise
+    id: str  # the newest's
+
+
+def read(  # noqa: PLR0913 - a choice, by name
     redis: Any,
     lane: Lane,
     *,
     reason: str | None = None,
     task: str | None = None,
     numbers: Iterable[int] | None = None,
+    newest_first: bool = False,
+    messages: bool = True,
 ) -> Iterator[DeadLetter]:
-    """The lane's dead letters, oldest first, those that match all of what is given."""
+    """The lane's dead letters, oldest first, those that match all of what is given.
+
+    Those are read that are there when this begins, some at a time: what is tried again and fails
+    while others are still read does not come twice.
+
+    Args:
+        messages: whether to read the messages, too, which may be far larger than all else.
+    """
     store = Store(redis, Keys(lane.name, lane.queue))
     wanted = store.dead_numbers() if numbers is None else list(numbers)
+    if newest_first:
+        wanted.reverse()
     for start in range(0, len(wanted), _BATCH):
-        for number, message, report in store.dead_letters(wanted[start : start + _BATCH]):
+        part = store.dead_letters(wanted[start : start + _BATCH], messages=messages)
+        for number, message, report in part:
             letter = _letter(lane.name, number, message, report)
             if reason in (None, letter.reason) and task in (None, letter.task):
                 yield letter
+
+
+def count(redis: Any, lane: Lane) -> int:
+    """How many dead letters the lane has."""
+    return Store(redis, Keys(lane.name, lane.queue)).dead_count()
+
+
+def groups(letters: Iterable[DeadLetter]) -> list[Group]:
+    """Letters by lane, reason, task and error, numbers in it aside; the largest group first."""
+    found: dict[tuple[str, str, str | None, str], Group] = {}
+    for letter in letters:
+        error = letter.error.partition("\n")[0][:200]
+        key = (letter.lane, letter.reason, letter.task, _NUMBER.sub("#", error))
+        group = found.get(key)
+        if group is None:
+            at = letter.at
+            found[key] = Group(*key[:3], error, 1, oldest=at, newest=at, id=letter.id)
+        elif letter.at >= group.newest:
+            found[key] = replace(
+                group, count=group.count + 1, error=error, newest=letter.at, id=letter.id
+            )
+        else:
+            oldest = min(group.oldest, letter.at)
+            found[key] = replace(group, count=group.count + 1, oldest=oldest)
+    return sorted(found.values(), key=lambda group: group.count, reverse=True)
 
 
 def _letter(lane: str, number: int, message: bytes, report: dict[str, Any]) -> DeadLetter:
     headers: Any = {}
     if not report.get("task"):
         try:
-            headers = json.loads(message)["headers"]
+            headers = upgraded(json.loads(message))["headers"]
             headers = {"task": headers.get("task"), "id": headers.get("id")}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             headers = {}
@@ -103,7 +158,7 @@ def retry(
 def _renewed(letter: DeadLetter, lane: Lane, now: float) -> bytes:
     """The message, with a fresh expiry if it has expired; all else as it was."""
     try:
-        message = json.loads(letter.message)
+        message = upgraded(json.loads(letter.message))
         expires = instant(message["headers"]["expires"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return letter.message  # it has none, or is no task

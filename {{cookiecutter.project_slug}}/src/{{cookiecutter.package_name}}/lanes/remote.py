@@ -1,10 +1,14 @@
 """Remote control and workers' events: Celery tries to send them without an end, here there is one.
 
 A worker sends both from its event loop. While it waits there, it fetches nothing, renews nothing of
-its connection, and does not see that it was told to stop.
+its connection, and does not see that it was told to stop. And a lane's worker serves that lane, as
+lanes.toml declares it: commands that would have it do something else are refused, in words.
 """
 
-from collections.abc import Iterator
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +16,11 @@ import celery.app.control
 import celery.app.events
 import celery.events.dispatcher
 import kombu.pidbox
+
+from .config import Lane
+from .redis.revocations import revoke
+
+logger = logging.getLogger(__name__)
 
 
 class Dispatcher(celery.events.dispatcher.EventDispatcher):
@@ -52,6 +61,123 @@ class Mailbox(kombu.pidbox.Mailbox):
 
 
 class Control(celery.app.control.Control):
-    """Celery's, with our `Mailbox`."""
+    """Celery's, with our `Mailbox`, and revocations that are kept."""
 
+    app: Any
     Mailbox = Mailbox
+
+    def broadcast(  # type: ignore[override]  # all others by name
+        self, command: str, arguments: dict[str, Any] | None = None, *args: Any, **options: Any
+    ) -> Any:
+        """As Celery's; what is revoked is noted in Redis for workers that are not there to hear."""
+        if command in _REVOKING:
+            arguments = arguments or {}
+            _keep_revocation(self.app, command, arguments)
+            arguments = arguments | {_IS_KEPT: True}
+        return super().broadcast(command, arguments, *args, **options)
+
+
+#: Commands that revoke, and the argument by which a worker knows that the sender has noted it.
+_REVOKING = ("revoke", "terminate", "revoke_by_stamped_headers")
+_IS_KEPT = "is_kept"
+
+
+def _keep_revocation(app: Any, command: str, arguments: dict[str, Any]) -> None:
+    if command == "revoke_by_stamped_headers":
+        stamps = arguments.get("headers") or {}
+        if isinstance(stamps, list):  # as the command line has them
+            stamps = dict(each.split("=")[:2] for each in stamps if "=" in each)
+        revoke(app.server.client, stamps=stamps)
+    else:
+        ids = arguments.get("task_id") or []
+        revoke(app.server.client, ids=[ids] if isinstance(ids, str) else ids)
+
+
+#: What a worker answers by: its state and the command's arguments in, the reply out.
+_Handler = Callable[..., Any]
+
+
+def serve(lane: Lane) -> None:
+    """Have this process, a worker of `lane`, answer to remote control as such a worker can.
+
+    Those of Celery's handlers are replaced that would break the lane, or say what is not so.
+    """
+    from celery.worker.control import Panel  # of no use to a sender
+
+    handlers: dict[str, _Handler] = Panel.data
+    add_consumer, cancel_consumer = handlers["add_consumer"], handlers["cancel_consumer"]
+    time_limit = handlers["time_limit"]
+
+    def add_own(state: Any, queue: str, *_: Any, **__: Any) -> Any:
+        if queue == lane.queue:
+            return add_consumer(state, queue)
+        return _refusal(
+            f"a worker serves one lane, and this one serves {lane.name} with its queue "
+            f"{lane.queue}: {queue!r:.100} is for the worker of a lane that declares it in "
+            "lanes.toml"
+        )
+
+    def cancel_other(state: Any, queue: str, **_: Any) -> Any:
+        if queue != lane.queue:
+            return cancel_consumer(state, queue)
+        return _refusal(
+            f"a worker serves one lane, and this one serves {lane.name} with its queue {queue}: "
+            f'to have the lane wait, use the command "pause {lane.name}", and later '
+            f'"resume {lane.name}"'
+        )
+
+    def set_time_limit(state: Any, *args: Any, **options: Any) -> Any:
+        """As Celery's, which says that it is set, and goes by those that it read at its start."""
+        reply = time_limit(state, *args, **options)
+        state.consumer.update_strategies()
+        return reply
+
+    def shut_down(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> Any:
+        """By the signal that everybody else stops it with: Celery's way does not drain."""
+        logger.warning(msg)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"ok": f"the lane's drain is {lane.drain!r}"}
+
+    def keeping(command: str, revoke_here: _Handler) -> _Handler:
+        def keep(state: Any, **arguments: Any) -> Any:
+            """As Celery's; a sender that knows Celery alone has not noted what it revokes."""
+            is_kept = arguments.pop(_IS_KEPT, False)
+            reply = revoke_here(state, **arguments)
+            if not is_kept:
+                _keep_revocation(state.app, command, arguments)
+            return reply
+
+        return keep
+
+    at_once = (
+        f"how many tasks a worker of the lane {lane.name} runs at once is set when it starts: "
+        "change concurrency or workers in lanes.toml, and restart it"
+    )
+    handlers |= {command: keeping(command, handlers[command]) for command in _REVOKING}
+    handlers |= {
+        "add_consumer": add_own,
+        "cancel_consumer": cancel_other,
+        "time_limit": set_time_limit,
+        "shutdown": shut_down,
+        # Of a worker that died, so many tasks count as delivered as ran at once.
+        "pool_grow": _refusing(at_once),
+        "pool_shrink": _refusing(at_once),
+        "autoscale": _refusing(at_once),
+        "pool_restart": _refusing(
+            f"a worker of the lane {lane.name} keeps its pool for as long as it runs: restart the "
+            "worker, which finishes its tasks or hands them back"
+        ),
+        "election": _refusing(
+            f"a worker of the lane {lane.name} elects nobody: it starts without gossip"
+        ),
+    }
+
+
+def _refusing(why: str) -> _Handler:
+    return lambda _state, **_arguments: _refusal(why)
+
+
+def _refusal(why: str) -> dict[str, str]:
+    """Celery's form of a reply that says no; without anyone who waits for it, the log has it."""
+    logger.warning("remote control: %s", why)
+    return {"error": why}

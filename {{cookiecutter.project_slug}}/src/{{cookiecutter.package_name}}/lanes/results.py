@@ -4,18 +4,18 @@ import contextlib
 import json
 import logging
 import time
-from base64 import b64decode
+from collections.abc import Mapping
 from typing import Any
 
 import redis
 from billiard.exceptions import WorkerLostError
-from celery import current_app
+from celery import current_app, states
 from celery.app.task import Context
 from celery.backends.base import Backend as BaseBackend
 from celery.backends.redis import RedisBackend
-from kombu.serialization import loads
 from redis.exceptions import ResponseError
 
+from .protocol import body_of, upgraded
 from .timeouts import RESULTS_AWAY, RESULTS_PATIENCE
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Backend(RedisBackend):
     connection_errors: tuple[type[Exception], ...]
     result_consumer: Any
     #: For whoever waits for a result: Celery's, with an end.
-    retry_policy = BaseBackend.retry_policy | {"timeout": RESULTS_PATIENCE}
+    retry_policy: Any = BaseBackend.retry_policy | {"timeout": RESULTS_PATIENCE}
     _away_until = 0.0  # monotonic seconds, until which it is not tried again
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -128,18 +128,41 @@ def store_lost(message: bytes, error: str) -> None:
         error: what became of it.
     """
     try:
-        payload = json.loads(message)
-        headers, body = payload["headers"], payload["body"]
-        if payload["properties"].get("body_encoding") == "base64":
-            body = b64decode(body)
-        _, _, options = loads(
-            body, payload["content-type"], payload["content-encoding"], accept={"application/json"}
-        )
-        current_app.backend.mark_as_failure(
-            headers["id"],
-            WorkerLostError(error),
-            request=Context(headers | (options or {})),
-            store_result=not headers.get("ignore_result"),
-        )
+        payload = upgraded(json.loads(message))
+        _, _, options = body_of(payload)
     except Exception:  # nobody waits for what is not a task, and the worker goes on
+        logger.exception("no failure could be stored for a message that was set aside")
+    else:
+        backend = current_app.backend
+        store_failure(backend, payload["headers"], options, WorkerLostError(error))
+
+
+def store_failure(
+    backend: Any,
+    headers: Mapping[str, Any],
+    options: Any,
+    error: Exception,
+    *,
+    state: str = states.FAILURE,
+) -> None:
+    """Store that a task has failed which no worker runs, and tell its chord, chain and errbacks.
+
+    Args:
+        backend: where to.
+        headers: the message's.
+        options: the third part of its body: chord, chain and errbacks, if they could be read.
+        error: what whoever waits for the result is told.
+        state: what the result's is.
+    """
+    try:
+        # Celery looks into delivery_info for errbacks that take the id alone.
+        request = Context({**headers, **(options or {}), "delivery_info": {}})
+        backend.mark_as_failure(
+            headers["id"],
+            error,
+            request=request,
+            store_result=not headers.get("ignore_result"),
+            state=state,
+        )
+    except Exception:  # the message is set aside all the same, and the worker goes on
         logger.exception("no failure could be stored for a message that was set aside")

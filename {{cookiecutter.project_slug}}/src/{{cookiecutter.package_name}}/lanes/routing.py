@@ -19,6 +19,7 @@ from kombu.utils.objects import cached_property
 
 from .config import Lane, Lanes
 from .errors import RoutingError
+from .protocol import shown
 from .redis.store import instant
 from .timeouts import CONNECT, REPLY, SEND
 
@@ -28,6 +29,9 @@ SENT_AT = "lane_sent_at"
 #: Header with the expiry that the lane gave. A retry carries the headers of the run before, and
 #: would expire by a time that was counted from the first.
 LANE_EXPIRES = "lane_expires"
+#: Header that a worker adds for its own children, when it logs JSON: when the message was due, in
+#: the monotonic seconds of its host.
+DUE = "lane_due"
 #: Celery's own tasks behind `map`, `starmap` and `chunks`.
 _MAPS = ("celery.map", "celery.starmap")
 
@@ -96,8 +100,8 @@ CELERY_VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKE
 class Connection(kombu.Connection):
     """A connection to the app's one broker, whatever URL Celery hands over."""
 
-    transport_options: dict[str, Any]
-    hostname: str
+    transport_options: Any  # a dict, and never None
+    hostname: Any  # a text, and never None
 
     def __init__(
         self, hostname: Any = None, *args: Any, transport_options: Any = None, **options: Any
@@ -145,6 +149,11 @@ class AMQP(celery.app.amqp.AMQP):
     Connection = Connection
     _create_task_sender: Any  # Celery's, unknown to celery-types
 
+    @property
+    def create_task_message(self) -> Any:
+        """Protocol 2 alone, whatever `task_protocol` says: the first has no headers to stamp."""
+        return self.as_task_v2
+
     def Router(self, queues: Any = None, create_missing: Any = None) -> Router:  # noqa: ARG002, N802 - Celery's names
         """The router that `send_task` asks for each message."""
         return Router(queues=queues or self.queues, create_missing=False, app=self.app)
@@ -177,7 +186,7 @@ class AMQP(celery.app.amqp.AMQP):
         return super().as_task_v2(task_id, name, args, kwargs, *when, *more, **options)
 
     @cached_property
-    def send_task_message(self) -> Any:
+    def send_task_message(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Celery's sender, after the lane's stamp."""
         send = self._create_task_sender()
         lanes: Lanes = self.app.lanes
@@ -185,9 +194,15 @@ class AMQP(celery.app.amqp.AMQP):
         def stamp_and_send(
             producer: Any, name: str, message: Any, *, queue: Any, **options: Any
         ) -> Any:
+            # Celery's sender would lay them over the stamp: those of a retry, or which a task hands
+            # on, hold that of the run before.
+            message.headers.update(options.pop("headers", None) or {})
             stamp(message.headers, lanes.for_queue(queue.name), self.app.server.clock.now())
             # Its workers declare a lane's queue; to do so for each message is an eighth of a send.
             options["declare"] = ()
+            if getattr(producer._channel, "closed", False):  # noqa: SLF001
+                # Kept over an outage, as beat keeps its own: a declaration would have noticed.
+                producer.revive(producer.connection)
             if not options.get("retry_policy"):
                 options["retry_policy"] = {"errback": _giving_up_in_time()}
             try:
@@ -196,11 +211,6 @@ class AMQP(celery.app.amqp.AMQP):
                 raise OperationalError(self.app.server.explain(error)) from None
 
         return stamp_and_send
-
-
-def shown(arguments: Any) -> str:
-    """Arguments as monitors and logs show them, cut to Celery's 1,024 characters."""
-    return f"{arguments!r:.1024}"
 
 
 def _giving_up_in_time() -> Callable[[Exception, float], None]:
@@ -217,6 +227,8 @@ def _giving_up_in_time() -> Callable[[Exception, float], None]:
 def stamp(headers: dict[str, Any], lane: Lane, now: float) -> None:
     """Write the time of sending, and the lane's expiry unless the message has its own.
 
+    An expiry that a lane gave is not its own: a retry is given that of the lane it goes to.
+
     Expiry counts from when the task is due: one with a countdown longer than `expires` would
     otherwise be expired before it may run.
 
@@ -224,9 +236,11 @@ def stamp(headers: dict[str, Any], lane: Lane, now: float) -> None:
         now: seconds since 1970, by the broker's clock.
     """
     headers[SENT_AT] = now
-    if lane.expires is None:
+    headers.pop(DUE, None)  # of the run before, on another host
+    if headers.get("expires") not in (None, headers.pop(LANE_EXPIRES, None)):
         return
-    if headers.get("expires") in (None, headers.get(LANE_EXPIRES)):
+    headers["expires"] = None  # what the lane gave that a retry comes from
+    if lane.expires is not None:
         due = instant(headers.get("eta")) or now
         expires = datetime.fromtimestamp(due + lane.expires, UTC).isoformat()
         headers["expires"] = headers[LANE_EXPIRES] = expires

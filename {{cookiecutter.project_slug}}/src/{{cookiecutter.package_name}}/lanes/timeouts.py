@@ -33,8 +33,12 @@ RESULTS_AWAY = 10.0
 RESULTS_PATIENCE = 20.0
 #: Between two signs of life on a connection that only listens (remote control).
 HEALTH = 5.0
-#: For the workers' answers to `status`; one with the solo pool answers between tasks.
-ANSWER = 1.0
+#: That `doctor` looks through a database for lanes and messages of others; it may hold millions of
+#: other keys. Then it says that it has not seen all.
+SCAN = 5.0
+#: Between a SIGTERM and a second one that hands back what runs: Celery hangs when one finds it
+#: handling the other.
+AGAIN = 0.5
 #: For a sender's thread to get one of its process's connections, when others have them all.
 POOL = 10.0
 

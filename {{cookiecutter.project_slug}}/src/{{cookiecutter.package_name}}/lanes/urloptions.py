@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-_FLAGS = dict.fromkeys(("true", "1", "yes"), True) | dict.fromkeys(("false", "0", "no"), False)
+_FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 #: What `ssl` says of a sentinel:// URL: whether the server speaks TLS, whether the Sentinels do.
 _SPEAK_TLS = {
     "true": (True, True),
@@ -128,7 +128,7 @@ def _requirement(name: str, value: str) -> str:
     """As redis-py has it; Celery's and Python's name is CERT_REQUIRED."""
     word = value.lower().removeprefix("cert_")
     if word not in ("required", "optional", "none"):
-        raise UnusableError(f"{name} is none of required, optional, none")
+        raise UnusableError(f"{name} must be required, optional or none")
     return word
 
 

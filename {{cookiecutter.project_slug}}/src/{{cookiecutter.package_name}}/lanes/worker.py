@@ -5,7 +5,7 @@ import sys
 
 from .config import Lane
 
-PACKAGE = __package__.rpartition(".")[0]
+PACKAGE = __name__.rsplit(".", 2)[0]
 
 
 def command(lane: Lane, *, instance: int = 1, app: str = PACKAGE) -> list[str]:
@@ -26,7 +26,6 @@ def command(lane: Lane, *, instance: int = 1, app: str = PACKAGE) -> list[str]:
         "--max-tasks-per-child": lane.max_tasks_per_child,
         # Celery counts KiB.
         "--max-memory-per-child": lane.max_memory_per_child and lane.max_memory_per_child // 1024,
-        "--loglevel": "INFO",
     }
     # Workers need nothing of each other: mingle asks for revoked tasks at start and waits a
     # second, gossip is an event stream nobody reads. The banner has no lane in front of it.

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Lanes
-from . import supervisor, systemd
+from . import compose, grafana, prometheus, supervisor, systemd
 
-#: In the first line of each rendered file; only such files are ever overwritten or removed.
+#: In the first line of each rendered file. A file of another name without it is its owner's, and is
+#: never written or removed.
 MARK = "from lanes.toml; change that, then run it again"
 
 
@@ -16,22 +17,29 @@ class Project:
 
     slug: str  # the command, and the stem of unit and program names
     package: str  # the import name
-    process_manager: str  # "systemd", "supervisor" or "both"
+    process_managers: tuple[str, ...]  # of "systemd", "supervisor" and "compose"
 
 
 def render(lanes: Lanes, project: Project) -> dict[str, str]:
     """Every file of deploy/ for `lanes`, as {path within deploy/: text}."""
     slug = project.slug
     written = f"Written by `{slug} units` {MARK}.\n\n"
-    files: dict[str, str] = {}
-    if project.process_manager != "systemd":
+    files = {
+        f"prometheus/{slug}.rules.yml": f"# {written}{prometheus.rules(lanes, slug)}",
+        # JSON has no comments: the mark is what the dashboard says of itself.
+        f"grafana/{slug}.json": grafana.dashboard(slug, f"Written by `{slug} units` {MARK}."),
+    }
+    if "supervisor" in project.process_managers:
         files[f"supervisor/{slug}.conf"] = f"; {written}{supervisor.installed(lanes, slug)}"
-    if project.process_manager != "supervisor":
+    if "systemd" in project.process_managers:
         for lane in lanes:
             unit = f"systemd/{slug}-{lane.name}@.service"
             files[unit] = f"# {written}{systemd.service(lane, slug)}"
+        files[f"systemd/{slug}-metrics.service"] = f"# {written}{systemd.exporter(slug)}"
         files[f"systemd/{slug}.target"] = f"# {written}{systemd.target(lanes, slug)}"
         files[f"systemd/{slug}.sysusers.conf"] = f"# {written}{systemd.sysusers(slug)}"
+    if "compose" in project.process_managers:
+        files["compose/compose.yaml"] = f"# {written}{compose.services(lanes, slug)}"
     return files
 
 

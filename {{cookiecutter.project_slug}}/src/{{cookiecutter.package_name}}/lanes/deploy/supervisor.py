@@ -10,22 +10,32 @@ from ..config import Lane, Lanes
 
 #: The group of every lane's programs in the foreground.
 FOREGROUND_GROUP = "lanes"
+_STAYS = {
+    "autostart": "true",
+    "autorestart": "true",
+    # Each failed start waits a second longer; none is ever given up.
+    "startretries": "1000000",
+    "startsecs": "5",
+    "redirect_stderr": "true",
+}
 
 
 def installed(lanes: Lanes, slug: str) -> str:
     """The file for /etc/supervisor/conf.d/, for a project installed in /opt/<slug>."""
+    command = f"/opt/{slug}/current/bin/{slug}"
+
+    def more(log: str) -> dict[str, str]:
+        return {
+            "directory": f"/var/lib/{slug}",
+            "user": slug,
+            "stdout_logfile": f"/var/log/{slug}/{log}.log",
+            "stdout_logfile_maxbytes": "20MB",
+            "stdout_logfile_backups": "5",
+        }
+
     programs = [
         _program(
-            f"{slug}-{lane.name}",
-            lane,
-            command=f"/opt/{slug}/current/bin/{slug}",
-            more={
-                "directory": f"/var/lib/{slug}",
-                "user": slug,
-                "stdout_logfile": f"/var/log/{slug}/{lane.name}-%(process_num)d.log",
-                "stdout_logfile_maxbytes": "20MB",
-                "stdout_logfile_backups": "5",
-            },
+            f"{slug}-{lane.name}", lane, command=command, more=more(f"{lane.name}-%(process_num)d")
         )
         for lane in lanes
     ]
@@ -33,22 +43,34 @@ def installed(lanes: Lanes, slug: str) -> str:
     group = _section(
         f"group:{slug}", {"programs": ",".join(f"{slug}-{lane.name}" for lane in lanes)}
     )
-    return "\n".join([*programs, group])
+    # Outside the group, so that an upgrade of the workers does not wait for it; a name that no
+    # lane's program can have.
+    name = "metrics-exporter"
+    keys = {"command": f"{command} metrics", **_STAYS, "stopwaitsecs": "10"}
+    exporter = _section(f"program:{slug}-{name}", keys | more(name))
+    return "\n".join([*programs, group, exporter])
 
 
-def foreground(
-    lanes: Lanes, *, command: list[str], broker: list[str] | None, pidfile: str, user: str | None
+def foreground(  # noqa: PLR0913 - each of them stands in the file
+    lanes: Lanes,
+    *,
+    command: list[str],
+    broker: list[str] | None,
+    pidfile: str,
+    output: str,
+    user: str | None,
 ) -> str:
-    """The configuration of `workers`: the same programs, logging to the terminal.
+    """The configuration of `workers`: the same programs, logging to one place.
 
     Args:
         command: how to call the project's command, each part one word.
         broker: the command of an embedded broker that starts first and stops last, if any.
+        output: the file that all log to, a pipe.
         user: the user's name when that is root (supervisor insists on it), else None.
     """
-    to_terminal = {
-        # A pipe or a terminal cannot be rotated.
-        "stdout_logfile": "/dev/fd/1",
+    to_output = {
+        # A pipe cannot be rotated.
+        "stdout_logfile": output,
         "stdout_logfile_maxbytes": "0",
     }
     daemon = {
@@ -74,11 +96,11 @@ def foreground(
                     "killasgroup": "true",
                     "redirect_stderr": "true",
                 }
-                | to_terminal,
+                | to_output,
             )
         )
     sections += [
-        _program(lane.name, lane, command=_escaped(shlex.join(command)), more=to_terminal)
+        _program(lane.name, lane, command=_escaped(shlex.join(command)), more=to_output)
         for lane in lanes
     ]
     sections.append(
@@ -93,18 +115,13 @@ def _program(name: str, lane: Lane, *, command: str, more: dict[str, str]) -> st
         "process_name": "%(program_name)s-%(process_num)d",
         "numprocs": str(lane.workers),
         "numprocs_start": "1",
-        "autostart": "true",
-        "autorestart": "true",
-        # Each failed start waits a second longer; a lane is never given up.
-        "startretries": "1000000",
-        "startsecs": "5",
+        **_STAYS,
         # SIGTERM to the worker's main process only: to the group, it would end the children and
         # the tasks they run (celery #6541).
         "stopsignal": "TERM",
         "stopasgroup": "false",
         "stopwaitsecs": str(round(lane.stop_time)),
         "killasgroup": "true",
-        "redirect_stderr": "true",
     }
     return _section(f"program:{name}", keys | more)
 

@@ -65,7 +65,10 @@ StateDirectory={slug}
 RuntimeDirectory=%p-%i
 WorkingDirectory=%S/{slug}
 EnvironmentFile=-/etc/{slug}/environment
-LoadCredential=BROKER_URL:{slug}.BROKER_URL
+# By its path: without the file, the unit does not start, and uses no other broker.
+LoadCredential=BROKER_URL:/etc/credstore/{slug}.BROKER_URL
+# By its name: left out where there is none.
+LoadCredential=RESULT_URL:{slug}.RESULT_URL
 
 # Ready when it consumes; while the broker is away it asks for more time by itself.
 TimeoutStartSec=60
@@ -81,18 +84,46 @@ TimeoutStopSec={round(lane.stop_time)}
 OOMPolicy=continue
 OOMScoreAdjust={200 if lane.nice else 0}
 Nice={lane.nice}
-CPUWeight={_cpu_weight(lane)}
+CPUWeight={max(1, round(100 * cpu_share(lane)))}
 {memory}
 {_SANDBOX}"""
 
 
+def exporter(slug: str) -> str:
+    """The unit of what Prometheus asks; no worker waits for it, or ends with it."""
+    return f"""\
+[Unit]
+Description={slug}: metrics of its lanes
+PartOf={slug}.target
+Wants=network-online.target
+After=network-online.target
+# A port that is taken for an hour must not leave the lanes unwatched for ever.
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart=/opt/{slug}/current/bin/{slug} metrics
+User={slug}
+StateDirectory={slug}
+WorkingDirectory=%S/{slug}
+EnvironmentFile=-/etc/{slug}/environment
+LoadCredential=BROKER_URL:/etc/credstore/{slug}.BROKER_URL
+Restart=always
+RestartSec=10
+TimeoutStopSec=10
+OOMScoreAdjust=200
+
+{_SANDBOX}"""
+
+
 def target(lanes: Lanes, slug: str) -> str:
-    """The unit that starts and stops every worker of every lane."""
+    """The unit that starts and stops every worker of every lane, and what tells of them."""
     wants = "".join(
         f"Wants={slug}-{lane.name}@{number}.service\n"
         for lane in lanes
         for number in range(1, lane.workers + 1)
     )
+    wants += f"Wants={slug}-metrics.service\n"
     return f"""\
 [Unit]
 Description={slug}: every lane
@@ -115,6 +146,6 @@ def _stop_reason(lane: Lane) -> str:
     return "The longest that a running task may take, and 30 s to clean up."
 
 
-def _cpu_weight(lane: Lane) -> int:
-    """CPUWeight= for the lane's niceness: a step of nice is a factor of 1.25 (sched(7))."""
-    return max(1, round(100 / 1.25**lane.nice))
+def cpu_share(lane: Lane) -> float:
+    """Of what a lane without niceness gets: a step of nice is a factor of 1.25 (sched(7))."""
+    return 1 / 1.25**lane.nice

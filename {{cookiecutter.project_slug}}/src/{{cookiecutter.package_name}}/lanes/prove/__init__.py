@@ -16,8 +16,12 @@ from rich.table import Table
 
 from ..config import Lanes
 from ..errors import UsageError
+from ..values import spoken
 from ..worker import PACKAGE
-from .experiment import CUT_OFF, Condition, Outcome, run
+from .experiment import CUT_OFF, Condition, InTime, Outcome, Pair, run
+
+#: Times as many late tasks as the objective allows, at which an alert calls somebody out of bed.
+PAGES = 14.4
 
 
 def main(lanes: Lanes, *, flood: int, burn: bool, plot: Path | None, as_json: bool) -> int:
@@ -31,14 +35,15 @@ def main(lanes: Lanes, *, flood: int, burn: bool, plot: Path | None, as_json: bo
     app = importlib.import_module(f"{PACKAGE}.celery").app
     progress = Console(stderr=True)
     if progress.is_terminal:
-        with progress.status("starting") as spinner:
+        moving = "dots" if progress.encoding.startswith("utf") else "line"
+        with progress.status("starting", spinner=moving) as spinner:
             outcome = run(lanes, app, flood=flood, burn=burn, step=spinner.update)
     else:
         outcome = run(lanes, app, flood=flood, burn=burn, step=lambda _: None)
     if plot is not None:
-        from .plot import draw
+        from . import plot as drawing
 
-        draw(outcome, plot)
+        drawing.draw(outcome, plot)
     if as_json:
         click.echo(json.dumps(as_object(outcome), indent=2))
     else:
@@ -54,7 +59,7 @@ def as_object(outcome: Outcome) -> dict[str, Any]:
         "flood": outcome.flood,
         "enqueue_seconds": outcome.enqueue_time,
         "cut_off_seconds": CUT_OFF,
-        "one_queue": _summary(outcome.control),
+        "one_queue": _summary(outcome.control) | {"in_time": _in_time(outcome.unlaned)},
         "lanes": [
             {
                 "slow_tasks": pair.slow_tasks,
@@ -63,6 +68,7 @@ def as_object(outcome: Outcome) -> dict[str, Any]:
                 "p99_ratios": [_finite(ratio) for ratio in pair.ratios],
                 "p99_allowed": _finite(outcome.allowed(pair)),
                 "kept": outcome.kept(pair),
+                "in_time": {each.lane.name: _in_time(each) for each in pair.in_time},
             }
             for pair in outcome.pairs
         ],
@@ -73,6 +79,10 @@ def _summary(condition: Condition) -> dict[str, Any]:
     figures = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     values = {key: condition.percentile(share) for key, share in figures.items()}
     return {"sent": len(condition.waits)} | {key: _finite(value) for key, value in values.items()}
+
+
+def _in_time(counted: InTime) -> dict[str, Any]:
+    return {"good": counted.good, "total": counted.total, "burn_rate": counted.burn}
 
 
 def _finite(value: float) -> float | None:
@@ -102,6 +112,8 @@ def _print(outcome: Outcome, plot: Path | None) -> None:
             table.add_row(label, str(len(condition.waits)), *figures)
     console.print(table)
     for pair in outcome.pairs:
+        console.print(_seen_by_alerts(outcome, pair))
+    for pair in outcome.pairs:
         kept = "is not delayed" if outcome.kept(pair) else "IS DELAYED"
         ratios = sorted(pair.ratios)
         console.print(
@@ -115,6 +127,20 @@ def _print(outcome: Outcome, plot: Path | None) -> None:
     console.print(f"{flood} tasks were queued in {outcome.enqueue_time:.1f} s, {queued}.")
     if plot is not None:
         console.print(f"The plot is in {plot}.", soft_wrap=True)
+
+
+def _seen_by_alerts(outcome: Outcome, pair: Pair) -> Table:
+    """In time by lane: of one queue by what its tasks waited, of lanes as their workers counted."""
+    title = f"In time while {outcome.flood:,} {pair.slow_tasks} wait, and how fast the budget burns"
+    table = Table("", title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in ("started within", "in time", "of", "burn rate"):
+        table.add_column(column, justify="right")
+    named = [(f"lanes: {each.lane.name}", each) for each in pair.in_time]
+    for label, each in [(f"one queue: {outcome.probe_lane.name}", outcome.unlaned), *named]:
+        burn = f"{each.burn:.1f} x" + (", pages" if each.burn >= PAGES else "")
+        within = spoken(each.lane.latency_slo)
+        table.add_row(label, within, f"{each.good:,}", f"{each.total:,}", burn)
+    return table
 
 
 def _shown(seconds: float) -> str:

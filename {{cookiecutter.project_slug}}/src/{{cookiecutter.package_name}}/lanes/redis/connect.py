@@ -46,6 +46,10 @@ class Server:
     def __repr__(self) -> str:
         return f"<{self.endpoint.shown}>"
 
+    def __json__(self) -> str:
+        """Called by kombu for what a worker tells of its connection: `inspect stats`."""
+        return str(self.endpoint.shown)
+
     def pool(
         self, *, on_disconnect: Callable[[Any], None] | None = None, reply: float | None = None
     ) -> redis.ConnectionPool:
@@ -132,8 +136,6 @@ class _Placed:
     """Mixin for redis-py's connections: to the first server that lets it, or to the master."""
 
     _sock: Any
-    host: str
-    port: int
 
     def __init__(
         self, *, server: Server, on_disconnect: Callable[[Any], None] | None, **options: Any
@@ -149,12 +151,13 @@ class _Placed:
         """Called by redis-py whenever there is no connection yet."""
         if self._sock:
             return
+        connection: Any = self  # one of redis-py's
         self._server.await_turn()
         sentinels = self._server.sentinels
         hosts = self._server.addresses() or ((None, 0),)
         for number, (host, port) in enumerate(hosts, 1):
             if host:
-                self.host, self.port = host, port
+                connection.host, connection.port = host, port
             if sentinels:
                 self._generation = sentinels.generation
             self._greeting = True

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -46,15 +46,24 @@ class Round:
         return monotonic() - self.sent_at > FETCH + REPLY
 
 
+class Leased(NamedTuple):
+    """A message that is ours."""
+
+    id: str  # of its lease
+    message: bytes
+    again: bool  # somebody may have had it before
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """What a round brought."""
 
-    messages: tuple[tuple[str, bytes], ...]  # lease id and message, in the order to run them in
+    messages: tuple[Leased, ...]  # in the order to run them in
     now: float | None  # seconds since 1970 by the server's clock; None: the script did not run
     took: float  # seconds from the question to the answer's being read
     untold: tuple[str, ...] = ()  # what it did not acknowledge after all
     refused: ResponseError | None = None  # the server's no
+    revocations: bytes = b""  # the number of the last one
     unknown_script: bool = False  # the server has lost the script: load it, and begin again
 
 
@@ -115,16 +124,18 @@ class Fetch:
                 refused=None if lost else reply,
                 unknown_script=lost,
             )
-        now, *rest = reply
+        now, revocations, *rest = reply
         paused = rest == [b"paused"]
         if paused:
             rest = []
-        ids = [id_.decode() for id_ in rest[::2]]
-        messages = tuple(zip(ids, rest[1::2], strict=True))
+        messages = tuple(
+            Leased(id_.decode(), message, bool(again))
+            for id_, message, again in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+        )
         refusals = [each for each in waited if isinstance(each, ResponseError)]
         if refusals and self._mode is Mode.TIME:
             # It lets us wait for nothing at all: to ask again and again would take a processor.
-            return Fetched(messages=messages, now=float(now), took=took, refused=refusals[0])
+            return Fetched(messages, float(now), took, refused=refusals[0])
         if len(messages) >= asked.wanted:
             self._mode = Mode.NOTHING
         elif paused or refusals:
@@ -132,7 +143,7 @@ class Fetch:
             self._mode = Mode.TIME
         else:
             self._mode = Mode.QUEUE
-        return Fetched(messages=messages, now=float(now), took=took)
+        return Fetched(messages, float(now), took, revocations=revocations)
 
     def lost(self) -> tuple[str, ...]:
         """No reply will come; returns the ids that may not have been acknowledged.

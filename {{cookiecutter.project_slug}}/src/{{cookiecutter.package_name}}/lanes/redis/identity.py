@@ -12,6 +12,7 @@ import secrets
 import time
 from pathlib import Path
 
+PROJECT = __name__.rsplit(".", 3)[0]
 _SAME_BOOT = 2.0  # seconds that two measurements of one boot's time may differ
 
 
@@ -33,7 +34,15 @@ def note(now: float, *, stopping: bool) -> str:
         stopping: it was told to stop: whatever becomes of what it runs, no task is to blame.
     """
     here = {"pid": os.getpid(), "boot": round(_booted(now), 1), "in": _namespace()}
-    return json.dumps(here | {"stopping": stopping})
+    return json.dumps(here | {"stopping": stopping, "project": PROJECT})
+
+
+def project_of(other: str) -> str:
+    """Whose worker wrote this note: the package's name, empty where it does not say."""
+    try:
+        return str(json.loads(other)["project"])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def is_gone(other: str, now: float) -> bool:

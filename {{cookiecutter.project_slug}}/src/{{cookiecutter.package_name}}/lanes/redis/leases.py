@@ -4,18 +4,33 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from .. import logs
+from ..counting import OTHER, Addition, Load, Tally
+from ..excerpt import ERROR, TRACEBACK, excerpt
 from ..results import store_lost
 from . import identity
 from .clock import Clock
-from .store import LOOK, Rescued, Store, in_order, number_of
+from .counters import Counters
+from .store import BATCH, FULL, LOOK, Rescued, Store, in_order, number_of
 
+_TELL = 1.0  # seconds between two times that Redis is told what was counted
+_IDLE = 60.0  # seconds likewise, where nothing was
 _AWAY = 1.0  # seconds between two tries while the broker is away: who renews first keeps its leases
-_BATCH = 1000  # leases in one command, while which Redis serves nobody else
+_UNTIL_ROOM = 600.0  # seconds until there is another look for room for a dead letter
+_AGAIN = 60.0  # seconds between two lines of log that say the same of many messages
+_NAME = 1_000  # characters of a task's name or id in a report, likewise:
+_LONGEST = {"error": ERROR, "traceback": TRACEBACK}
+_FULL = (
+    "the lane's dead letters are full of messages that never ran, which are not dropped "
+    "(dead_cap is %d, dead_size %d bytes): others like them stay delayed until `dead retry` or "
+    "`dead purge` makes room"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +54,10 @@ class Leases:
         lease: float,
         max_deliveries: int,
         dead_cap: int,
+        dead_size: int,
         dead_age: float,
+        latency_slo: float,
+        running: Callable[[], int],
     ) -> None:
         """Take back what an earlier worker of this name held, and start renewing.
 
@@ -50,21 +68,35 @@ class Leases:
             lease: seconds after which others may take what was not renewed.
             max_deliveries: after so many without an acknowledgement, a message is poison.
             dead_cap: dead letters that the lane keeps.
-            dead_age: seconds that it keeps them.
+            dead_size: bytes of them that it keeps.
+            dead_age: seconds that it keeps those whose task ran.
+            latency_slo: seconds that a task may wait until it starts.
+            running: how many tasks run.
         """
         self.store, self.clock, self.lease = store, clock, lease
         self.owner = identity.new_owner(node)
         self.concurrency = concurrency
-        self.max_deliveries, self.dead_cap, self.dead_age = max_deliveries, dead_cap, dead_age
+        self.max_deliveries = max_deliveries
+        self.dead_cap, self.dead_size, self.dead_age = dead_cap, dead_size, dead_age
         self.held: dict[str, None] = {}  # ids, in the order in which they were taken
         self.last = 0  # the highest number of a lease that was held
         self._done: list[str] = []  # ids to acknowledge with the next exchange
         # What the broker could not be told, by id: the ways to tell it.
         self._pending: dict[str, Callable[[list[str]], None]] = {}
         self._letters: dict[str, dict[str, Any]] = {}  # reports of dead letters, by id, likewise
+        self._said: dict[str, float] = {}  # errors that were logged, and when, monotonic seconds
         self._away = False  # the last command failed: the thread finds out when it is back
         self._lock = threading.Lock()
+        self.tally, self._running = Tally(latency_slo), running
+        self._counters = Counters(store)
+        self._batch = 0  # the number of the last that Redis was told, or may have been
+        self._additions: list[Addition] = []  # of that, until it surely was
+        self._load: Load | None = None  # when Redis was last told
+        self._told_at = -_IDLE  # monotonic seconds
+        self._telling = threading.Lock()
         self._stopping = False
+        self._ended = False
+        self._noting = threading.Lock()  # while the thread notes that this worker is there
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to in a handler
         self.clock.learn(self.store.renew([], lease)[0])
         self._renew([])
@@ -134,36 +166,178 @@ class Leases:
         """Have messages wait in Redis, each until its seconds since 1970 by the server's clock."""
         self._tell(list(due), lambda ids: self.store.postpone({id_: due[id_] for id_ in ids}))
 
+    def await_release(self, id_: str, most: float) -> float | None:
+        """Have a message wait for workers that know its task, as `Store.await_release`.
+
+        When the broker is away, it goes back to the queue as soon as that is back.
+        """
+        if not self._away:
+            try:
+                wait = self.store.await_release(id_, most=most)
+            except (RedisError, OSError):
+                pass
+            else:
+                if wait is not None:
+                    self.held.pop(id_, None)
+                return wait
+        self.hand_back([id_])
+        return 0.0
+
+    def give_back(self, id_: str, wait: float) -> bool:
+        """Have a message that could not be handled come again after `wait` seconds, or a multiple.
+
+        Returns:
+            False: it was delivered too often, and is to be set aside.
+        """
+        if not self._away:
+            try:
+                back = self.store.give_back(id_, wait=wait, most=self.max_deliveries)
+            except (RedisError, OSError):
+                self._away = True
+            else:
+                if back:
+                    self.held.pop(id_, None)
+                return back
+        self.hand_back([id_])  # as soon as the broker is there again; not counted
+        return True
+
     def set_aside(self, id_: str, report: dict[str, Any]) -> None:
-        """Make a message a dead letter; when the broker is away, as soon as it is back."""
+        """Make a message a dead letter; when the broker is away, as soon as it is back.
+
+        One that never ran, and for which the lane has no room, waits among the delayed ones.
+        """
+        report = {
+            key: excerpt(value, _LONGEST.get(key, _NAME)) if isinstance(value, str) else value
+            for key, value in report.items()
+        }
         if self._away:
             self._letters[id_] = report
             return
         try:
-            dropped = self.store.set_aside(id_, report, cap=self.dead_cap, age=self.dead_age)
-        except (RedisError, OSError):
+            dropped = self._keep_letter(id_, report)
+        except (RedisError, OSError) as error:
             self._letters[id_] = report
+            if isinstance(error, ResponseError):
+                self._say("the broker refuses a dead letter, which stays leased: %s", error)
             return
         self._letters.pop(id_, None)
+        if dropped == FULL:
+            self._await_room(id_)
+            return
         self.held.pop(id_, None)
         if dropped >= 0:
+            shown = self._shown(report)
+            # What no worker knows may be called anything, as often as it likes.
+            name = OTHER if report["reason"] in ("unknown", "malformed") else shown["name"]
+            self.tally.ended(str(name or OTHER), report["reason"])
             logger.error(
-                "set aside as dead letter %s: %s, %s",
+                "set aside as dead letter %s/%s: %s, %s",
+                self.store.keys.lane,
                 number_of(id_),
                 report["reason"],
                 report.get("error"),
+                extra={"data": shown},
             )
         if dropped > 0:
-            logger.error("dropped the %d oldest dead letters for the cap", dropped)
+            logger.error(
+                "dropped the %d oldest dead letters of tasks that ran, for want of room or "
+                "their age (dead_cap, dead_size, dead_age)",
+                dropped,
+            )
+
+    @staticmethod
+    def _shown(report: dict[str, Any]) -> dict[str, Any]:
+        """For what reads records of the log, in Celery's form: docs/sentry.md goes by it."""
+        about = logs.subject()
+        return {
+            "name": report.get("task") or about.get("task"),
+            "id": report.get("task_id") or about.get("id"),
+            "reason": report["reason"],
+            "raised": report.get("traceback") is not None,
+        }
+
+    def await_room(self, id_: str) -> bool:
+        """Whether there is no room for the dead letter of a task that never ran: it waits then.
+
+        Asked before its failure is told, so that this is done once, when the letter is written.
+        """
+        try:
+            full = not self._away and self.store.is_full(cap=self.dead_cap, size=self.dead_size)
+        except (RedisError, OSError):
+            return False
+        if full:
+            self._await_room(id_)
+        return full
+
+    def _await_room(self, id_: str) -> None:
+        self._say(_FULL, self.dead_cap, self.dead_size)
+        self.postpone({id_: self.clock.now() + _UNTIL_ROOM})
+
+    def _keep_letter(self, id_: str, report: dict[str, Any]) -> int:
+        """As `Store.set_aside`; what the server refuses is kept with the least that can be said."""
+        bounds: Any = {"cap": self.dead_cap, "size": self.dead_size, "age": self.dead_age}
+        try:
+            return self.store.set_aside(id_, report, **bounds)
+        except ResponseError as error:
+            refused = f"the broker refused the report: {error}"
+            short = {"reason": report["reason"], "error": excerpt(refused, _NAME)}
+            return self.store.set_aside(id_, short, **bounds)
+
+    def _say(self, what: str, *args: object) -> None:
+        """Log an error that each message of many may meet, but once a minute."""
+        now = time.monotonic()
+        if now - self._said.get(what, -_AGAIN) >= _AGAIN:
+            self._said[what] = now
+            logger.error(what, *args)
 
     def stop(self) -> None:
         """Note at once that the process was told to stop; safe in a signal's handler."""
         self._stopping = True
         self._wake.put(None)
 
+    def tell_counts(self) -> None:
+        """Tell Redis what was counted; what it does not take is told with the next.
+
+        Raises:
+            RedisError: when the broker is away.
+        """
+        now = time.monotonic()
+        load = Load(
+            node=identity.node_of(self.owner),
+            slots=self.concurrency,
+            running=self._running(),
+            clock=round(self.clock.behind, 1),
+        )
+        with self._telling:
+            if self._ended:
+                return
+            if not self._additions:
+                self._additions = self.tally.take()
+                self._batch += bool(self._additions)
+            if not self._additions:
+                if load == self._load and now - self._told_at < _IDLE:
+                    return
+                self._batch += 1
+            told = self.clock.now()
+            try:
+                self._counters.add(
+                    self._additions, now=told, owner=self.owner, batch=self._batch, load=load
+                )
+            except ResponseError as error:
+                self._say("the broker refuses what was counted, which is kept: %s", error)
+                return
+            self._additions, self._load, self._told_at = [], load, now
+
     def end(self) -> None:
         """The process ends in order, and holds nothing any more."""
-        if not self.held and not self._pending and not self._away:
+        with contextlib.suppress(RedisError, OSError):
+            self.tell_counts()  # what could not be told before, if anything
+            self.tell_counts()  # what came since
+        if self.held or self._pending or self._away:
+            return
+        if self._noting.acquire(timeout=_AWAY):  # else the thread waits for a broker that is silent
+            self._ended = True
+            self._noting.release()
             with contextlib.suppress(RedisError, OSError):
                 self.store.forget_worker(self.owner)
 
@@ -174,17 +348,15 @@ class Leases:
         """
         for id_ in ids:
             self.held.pop(id_, None)
-        rest = list(ids)
-        while rest and not self._away:
-            part = rest[:_BATCH] if how == self.store.acknowledge else rest
+        if ids and not self._away:
             try:
-                how(part)
+                how(list(ids))
             except (RedisError, OSError):
                 self._away = True
                 self._wake.put(None)
             else:
-                rest = rest[len(part) :]
-        self._pending.update(dict.fromkeys(rest, how))
+                return
+        self._pending.update(dict.fromkeys(ids, how))
 
     def _count_and_requeue(self, ids: list[str]) -> None:
         self._settle_poison(self.store.requeue(ids, lease=self.lease, most=self.max_deliveries))
@@ -197,17 +369,20 @@ class Leases:
         """
         for id_, deliveries, message in rescued.poison:
             error = f"delivered {deliveries} times, and never acknowledged"
-            store_lost(message, error)
-            self.set_aside(id_, {"reason": "poison", "error": error, "deliveries": deliveries})
+            with logs.about_waiting(message):
+                store_lost(message, error)
+                self.set_aside(id_, {"reason": "poison", "error": error, "deliveries": deliveries})
 
     def _renew(self, ids: Sequence[str]) -> list[str]:
         """Renew, and learn what time it is; those that were not taken back meanwhile."""
         renewed: list[str] = []
-        for start in range(0, max(1, len(ids)), _BATCH):
+        for start in range(0, max(1, len(ids)), BATCH):
             note = identity.note(self.clock.now(), stopping=self._stopping)
-            now, part = self.store.renew(
-                ids[start : start + _BATCH], self.lease, owner=self.owner, note=note
-            )
+            with self._noting:
+                owner = "" if self._ended else self.owner
+                now, part = self.store.renew(
+                    ids[start : start + BATCH], self.lease, owner=owner, note=note
+                )
             self.clock.learn(now)
             renewed += part
         return renewed
@@ -216,10 +391,9 @@ class Leases:
         """Thread: look after the leases for as long as the process lives."""
         away, wait = False, min(self.lease / 3, LOOK)
         while True:
-            with contextlib.suppress(queue.Empty):
-                self._wake.get(timeout=wait)
-            wait = min(self.lease / 3, LOOK)
             try:
+                self._sleep(wait)
+                wait = min(self.lease / 3, LOOK)
                 soon = self._tend()
                 away = self._away = False
                 if soon is not None:
@@ -234,6 +408,16 @@ class Leases:
                 # Without this thread every running task would be run again elsewhere.
                 logger.exception("leases could not be looked after this time")
 
+    def _sleep(self, seconds: float) -> None:
+        """Wait, or until this thread is woken; meanwhile Redis is told what was counted."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                return self._wake.get(timeout=min(_TELL, left))
+            if not self._away and time.monotonic() - self._told_at >= _TELL:
+                self.tell_counts()
+        return None
+
     def _tend(self) -> float | None:
         """Renew what is held, tell what could not be told, take back what others let run out.
 
@@ -246,13 +430,12 @@ class Leases:
         self._tell_pending()
         for id_, report in list(self._letters.items()):
             self.set_aside(id_, report)
-        while True:
-            rescued = self.store.rescue_expired(
-                lease=self.lease, at_once=self.concurrency, most=self.max_deliveries
-            )
-            self._settle_poison(rescued)
-            if not rescued.more:
-                return rescued.wait
+        rescued = self.store.rescue_expired(
+            lease=self.lease, at_once=self.concurrency, most=self.max_deliveries
+        )
+        self._settle_poison(rescued)
+        # Of more there is no end in sight, and what is held here runs out, too: renew first.
+        return 0.0 if rescued.more else rescued.wait
 
     def _tell_pending(self) -> None:
         """Tell the broker, now that it is back, in the order in which messages were taken."""

@@ -69,6 +69,15 @@ def is_final(error: BrokerError) -> bool:
     )
 
 
+def lacks_right(error: BaseException) -> bool:
+    """Whether the server's user may not do what was tried: all else may be well."""
+    pattern = "no permissions|user executing the script can't"
+    return any(
+        isinstance(each, exceptions.RedisError) and re.search(pattern, str(each), re.IGNORECASE)
+        for each in _chain(error)
+    )
+
+
 def _line(endpoint: Endpoint, what: str) -> str:
     return f"{endpoint.variable} ({endpoint.shown}): {what}"
 

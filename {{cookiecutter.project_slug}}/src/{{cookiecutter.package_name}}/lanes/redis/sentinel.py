@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from redis import Redis, exceptions
@@ -95,6 +95,19 @@ class Sentinels:
                 f"the Sentinels took over {FAIL_OVER:g} s for a fail-over"
             )
 
+    def quorum(self) -> Iterator[tuple[str, str | None]]:
+        """Each Sentinel's address, and why it could make no replica the master; None: it could."""
+        for host in self.hosts:
+            failure: str | None = None
+            try:
+                with self._client(host) as client:
+                    client.sentinel_ckquorum(self.master)
+            except ResponseError as error:
+                failure = " ".join(str(error).split())
+            except (RedisError, OSError):
+                failure = "it does not answer"
+            yield f"{host[0]}:{host[1]}", failure
+
     def _client(self, host: tuple[str, int], reply: float = SENTINEL) -> "Redis":
         return Redis(
             host=host[0],
@@ -114,8 +127,8 @@ class Sentinels:
             address: Any = client.sentinel_get_master_addr_by_name(self.master)
             if not address:
                 raise MasterNotFoundError(f"no master is called {self.master}")
-            epoch = int(client.sentinel_master(self.master)["config-epoch"])
-        self._learn((address[0], int(address[1])), epoch)
+            state: Any = client.sentinel_master(self.master)
+        self._learn((address[0], int(address[1])), int(state["config-epoch"]))
 
     def _learn(self, address: tuple[str, int], epoch: int) -> None:
         with self._lock:
@@ -184,7 +197,8 @@ class Sentinels:
         epoch = known
         try:
             with self._client(host) as client:
-                epoch = int(client.sentinel_master(self.master)["config-epoch"])
+                state: Any = client.sentinel_master(self.master)
+                epoch = int(state["config-epoch"])
         except (RedisError, OSError, KeyError, ValueError):
             pass  # what it said a moment ago is newer than what it said before
         self._learn(address, max(known, epoch))

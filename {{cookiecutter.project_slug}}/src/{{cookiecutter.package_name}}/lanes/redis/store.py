@@ -5,25 +5,57 @@ delayed ones, leased, or a dead letter; it leaves by acknowledgement or by a pur
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, TypeVar
 
+_T = TypeVar("_T")
 _SCRIPTS = Path(__file__).parent / "scripts"
 #: Run on the connection that waits for messages, and so apart from the others.
 EXCHANGE = (_SCRIPTS / "exchange.lua").read_text(encoding="utf-8")
+#: In front of the scripts of dead letters.
+_LETTERS = (_SCRIPTS / "parts" / "letters.lua").read_text(encoding="utf-8")
+_OF_LETTERS = ("set_aside", "take_dead")
 
 #: Plain Celery senders push what has a priority to lists beside the queue, called so by kombu. A
 #: lane's own senders do not, and its workers take from them what the queue itself leaves free.
 PRIORITY_LISTS = ("\x06\x163", "\x06\x166", "\x06\x169")
 EXCHANGE_KEYS = (
     *("queue", "delayed", "paused", "sequence", "leased", "leases", "deliveries"),
+    "revocations",
     *PRIORITY_LISTS,
 )
+#: Counts the revocations of all lanes; see revocations.py.
+REVOCATIONS = "lanes:revocations"
+_LETTERS_KEYS = ("dead", "dead:messages", "dead:reports", "dead:ran", "dead:totals")
+#: Reasons of dead letters whose task ran. Those of any other reason never did, and are kept.
+RAN = ("failed", "poison")
+FULL = -2  # what `set_aside` returns when there is no room
+ENDS = 500  # messages that are looked at from each end of a list
+_ENDS_BYTES = 4 << 20  # bytes of them, at most, and one message more
+_PURGED = 200  # messages in one step, while which Redis serves nobody else
 #: Seconds between two looks at a lane's leases, at most; a third of a shorter lease.
 LOOK = 4.0
+#: Seconds that a message of an unknown task waits, at the least and at the most, until it is tried
+#: again: as long as it has waited already.
+RELEASE_WAITS = (1.0, 30.0)
+#: Messages in one step, some 15 ms, while which Redis serves nobody else.
+BATCH = 1000
+_STEP = "\x06\x16"  # between a queue's name and a priority, in the names of kombu's lists
+#: Last parts of the names of a lane's keys that hold messages, or say who is at work.
+_OF_A_LANE = ("delayed", "leased", "dead", "workers", "paused")
+#: Commands by the key of a lane that each is run on; some of those that docs/access.md lists.
+_SENDING = (("lpush", "queue", "m"), ("zadd", "delayed", 0, "m"))
+_WORKING = (
+    *(("rpop", "queue"), ("rpush", "queue", "m"), ("hset", "leased", "id", "m")),
+    *(("zadd", "leases", 0, "id"), ("hset", "workers", "o", "n"), ("zadd", "dead", 0, "1")),
+)
 _AGE_OF_WORKERS = 86_400  # seconds, then a worker that said nothing is forgotten
 
 
@@ -41,15 +73,21 @@ class Keys:
         - `leased`: hash of lease id to message;
         - `leases`: sorted set of lease ids by the time they end;
         - `sequence`: the last lease's number;
-        - `deliveries`: hash of a message's SHA-1 to how often it came back;
+        - `deliveries`: hash of the SHA-1 of a message that came back to how many of its deliveries
+          count, and of `unknown:` and that to since when nobody knows its task;
+        - `revocations`: the number of the last one, of all lanes;
         - `delayed`: sorted set of messages by the time they are due;
         - `paused`: there while the lane is paused;
         - `watch`: hash, when leases were last looked over;
         - `workers`: hash of owner to when it was last there, and where it runs;
-        - `dead`, `dead:messages`, `dead:reports`: dead letters by time, their bytes, their reports.
+        - `loads`: hash of owner to how much it runs; `counts`, `counts:...`: see counters.py;
+        - `dead`, `dead:messages`, `dead:reports`: dead letters by time, their bytes, their reports;
+        - `dead:ran`, `dead:totals`: those whose task ran, by time; how many, of how many bytes.
         """
         if name == "queue":
             return self.queue
+        if name == "revocations":
+            return REVOCATIONS
         return f"{self.queue}{name}" if name in PRIORITY_LISTS else f"lanes:{self.lane}:{name}"
 
 
@@ -61,9 +99,15 @@ class Counts:
     delayed: int  # messages whose time has not come
     leased: int
     dead: int
+    never_ran: int  # dead letters whose task never ran
+    never_ran_bytes: int
     paused: bool
-    next: bytes | None  # the message that is fetched next
+    due: float | None  # seconds since 1970, when the first of what is due was due
     now: float  # seconds since 1970, by the server's clock
+
+    def is_full(self, *, cap: int, size: int) -> bool:
+        """Whether there is no room for another dead letter whose task never ran."""
+        return self.never_ran >= cap or self.never_ran_bytes >= size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +115,7 @@ class Rescued:
     """What a look at the leases of others found."""
 
     wait: float | None  # seconds until another look makes sense; None: as usual
-    more: bool  # there is more than one step takes
+    more: bool  # there was no time for all
     poison: list[tuple[str, int, bytes]]  # id, deliveries, message: now ours, for `set_aside`
 
 
@@ -80,9 +124,45 @@ def number_of(id_: str) -> int:
     return int(id_.partition("@")[0])
 
 
+def owner_of(id_: str) -> str:
+    """Who took a lease."""
+    return id_.partition("@")[2]
+
+
 def in_order(ids: Iterable[str]) -> list[str]:
     """Lease ids in the order of the fetches."""
     return sorted(ids, key=number_of)
+
+
+def _ran(ids: Iterable[bytes], at_once: int) -> list[tuple[str, str]]:
+    """Lease ids in the order of the fetches, each with "1" where a task may have run, else "".
+
+    Tasks start in it, too, so the oldest of each owner are those that ran. The others only waited
+    beside one that may have killed the worker.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for id_ in in_order(each.decode() for each in ids):
+        owner = owner_of(id_)
+        seen[owner] += 1
+        found.append((id_, "1" if seen[owner] <= at_once else ""))
+    return found
+
+
+def _newest_first(ids: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """In parts of which each is one step for Redis, to be put before the last."""
+    for end in range(len(ids), 0, -BATCH):
+        yield ids[max(0, end - BATCH) : end]
+
+
+def _scan(redis: Any, within: float, **chosen: Any) -> tuple[set[str], bool]:
+    """Names of keys; whether these are all: it ends after so many seconds."""
+    until, found = monotonic() + within, set()
+    for key in redis.scan_iter(count=BATCH, **chosen):
+        found.add(key.decode(errors="backslashreplace"))
+        if monotonic() > until:
+            return found, False
+    return found, True
 
 
 def instant(text: object) -> float | None:
@@ -95,18 +175,27 @@ def instant(text: object) -> float | None:
 
 
 class Store:
-    """One lane's keys and the scripts that change them; each call is one step for Redis."""
+    """One lane's keys and the scripts that change them.
+
+    A call is one step for Redis, or for more than BATCH messages several.
+    """
 
     def __init__(self, redis: Any, keys: Keys) -> None:
         """`redis` is a redis-py client that returns bytes."""
         self.redis, self.keys = redis, keys
         self._scripts = {
-            path.stem: redis.register_script(path.read_text(encoding="utf-8"))
+            path.stem: redis.register_script(
+                (_LETTERS if path.stem in _OF_LETTERS else "") + path.read_text(encoding="utf-8")
+            )
             for path in _SCRIPTS.glob("*.lua")
         }
 
-    def _run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        return self._scripts[script](keys=[self.keys(key) for key in keys], args=args)
+    def run(
+        self, script: str, keys: Sequence[str], args: Sequence[Any], *, pipe: Any = None
+    ) -> Any:
+        """Run a script on keys of the lane, each by its name; in a pipeline, when that is."""
+        names = [self.keys(key) for key in keys]
+        return self._scripts[script](keys=names, args=args, client=pipe)
 
     # Sending
 
@@ -121,12 +210,16 @@ class Store:
         else:
             batch.add("zadd", self.keys("delayed"), due)
 
+    def promote(self) -> None:
+        """Put what is due in the queue: for who consumes that, and leases nothing."""
+        self.run("promote", ("queue", "delayed"), ())
+
     # A worker's messages
 
     def acknowledge(self, ids: Sequence[str]) -> None:
         """Forget messages that are done with."""
-        if ids:
-            self._run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, *ids))
+        for part in _newest_first(ids):
+            self.run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, *part))
 
     def renew(
         self, ids: Sequence[str], lease: float, *, owner: str = "", note: str = ""
@@ -140,54 +233,110 @@ class Store:
         Returns:
             The server's time in seconds since 1970, and the ids that were renewed.
         """
-        now, *renewed = self._run("renew", ("leases", "workers"), (lease, owner, note, *ids))
+        now, *renewed = self.run("renew", ("leases", "workers"), (lease, owner, note, *ids))
         return float(now), [id_.decode() for id_ in renewed]
 
     def hand_back(self, ids: Sequence[str]) -> None:
         """Return messages to the front of their queue, `ids` oldest first; no delivery counts."""
-        if ids:
-            self._run("hand_back", ("queue", "leased", "leases"), ids)
+        for part in _newest_first(ids):
+            self.run("hand_back", ("queue", "leased", "leases", "deliveries"), part)
 
     def postpone(self, due: Mapping[str, float]) -> None:
         """Have leased messages wait among the delayed ones, each until its seconds since 1970."""
         args = [part for id_and_due in due.items() for part in id_and_due]
-        self._run("postpone", ("leased", "leases", "delayed"), args)
+        self.run("postpone", ("leased", "leases", "delayed"), args)
+
+    def await_release(self, id_: str, *, most: float) -> float | None:
+        """Have a leased message of an unknown task wait for workers that know it.
+
+        Args:
+            most: seconds, from the first time, for which it waits at all.
+
+        Returns:
+            Seconds until it is tried again, longer each time; None when it has waited for `most`,
+            and is still leased.
+        """
+        keys = ("leased", "leases", "delayed", "deliveries")
+        wait = self.run("await_release", keys, (id_, most, *RELEASE_WAITS))
+        return float(wait) if wait else None
+
+    def give_back(self, id_: str, *, wait: float, most: int) -> bool:
+        """Have a leased message that could not be handled come again, and count the delivery.
+
+        Args:
+            wait: seconds, after the first time; after the second twice as many, and so on.
+            most: deliveries that are too many.
+
+        Returns:
+            False: it was delivered too often, and is still leased, for `set_aside`.
+        """
+        keys = ("leased", "leases", "deliveries", "delayed")
+        return bool(self.run("give_back", keys, (id_, wait, most)))
 
     # The messages of workers that died
 
     def rescue_expired(self, *, lease: float, at_once: int, most: int) -> Rescued:
         """Take back the leases that ran out, unless owners may not have had a chance to renew.
 
+        After a sixth of a lease it leaves the rest for later: the caller has leases of its own.
+
         Args:
             lease: seconds.
             at_once: tasks that a worker runs at once: so many of its oldest count as delivered.
             most: deliveries that make a message poison.
         """
-        return self._rescue("expired", lease, at_once, most)
+        now, wait, _ = self._rescue("expired", (), lease, most)
+        if wait is not None:
+            return Rescued(wait=wait, more=False, poison=[])
+        ids = self.redis.zrangebyscore(self.keys("leases"), "-inf", now)
+        return self._rescue_all("expired", _ran(ids, at_once), lease, most, within=lease / 6)
 
     def rescue_from(self, owner: str, *, lease: float, at_once: int, most: int) -> Rescued:
         """Take back all that a worker held that is dead for sure, and forget the worker."""
-        rescued = self._rescue("owner", lease, at_once, most, owner)
-        self.redis.hdel(self.keys("workers"), owner)
+        ids = [
+            id_ for id_ in self.redis.hkeys(self.keys("leased")) if owner_of(id_.decode()) == owner
+        ]
+        rescued = self._rescue_all("owner", _ran(ids, at_once), lease, most)
+        self.forget_worker(owner)
         return rescued
 
     def requeue(self, ids: Sequence[str], *, lease: float, most: int) -> Rescued:
         """Take messages back that are to be run again, and count each as delivered."""
-        return self._rescue("ids", lease, len(ids), most, *ids)
+        return self._rescue_all("ids", [(id_, "1") for id_ in in_order(ids)], lease, most)
 
-    def _rescue(self, how: str, lease: float, at_once: int, most: int, *more: str) -> Rescued:
+    def _rescue_all(
+        self,
+        how: str,
+        ids: Sequence[tuple[str, str]],
+        lease: float,
+        most: int,
+        *,
+        within: float = math.inf,
+    ) -> Rescued:
+        until = monotonic() + within
+        poison: list[tuple[str, int, bytes]] = []
+        left = len(ids)
+        for part in _newest_first(ids):
+            _, wait, found = self._rescue(how, part, lease, most)
+            poison += found
+            left -= len(part)
+            if wait is not None or monotonic() > until:
+                return Rescued(wait=wait, more=wait is None and left > 0, poison=poison)
+        return Rescued(wait=None, more=False, poison=poison)
+
+    def _rescue(
+        self, how: str, ids: Sequence[tuple[str, str]], lease: float, most: int
+    ) -> tuple[bytes, float | None, list[tuple[str, int, bytes]]]:
+        """One step: the server's time, seconds to wait, and what is poison."""
         keys = ("queue", "leased", "leases", "deliveries", "watch", "workers")
         gap = 2 * min(lease / 3, LOOK)  # two looks that nobody took
-        answer = self._run("rescue", keys, (how, most, at_once, lease, gap, *more))
-        wait, _, unfinished, *poison = answer
-        return Rescued(
-            wait=float(wait) if wait else None,
-            more=bool(unfinished),
-            poison=[
-                (bytes(id_).decode(), int(count), bytes(message))
-                for id_, count, message in zip(poison[::3], poison[1::3], poison[2::3], strict=True)
-            ],
-        )
+        args = [part for id_and_ran in ids for part in id_and_ran]
+        now, wait, *poison = self.run("rescue", keys, (how, most, lease, gap, *args))
+        found = [
+            (bytes(id_).decode(), int(count), bytes(message))
+            for id_, count, message in zip(poison[::3], poison[1::3], poison[2::3], strict=True)
+        ]
+        return now, float(wait) if wait else None, found
 
     def workers(self) -> dict[str, tuple[float, str]]:
         """Who is at work, by owner: when it was last there (seconds since 1970), and its note."""
@@ -197,63 +346,157 @@ class Store:
             found[owner.decode()] = (float(at), note)
         return found
 
-    def forget_worker(self, owner: str) -> None:
-        """It has ended in order."""
-        self.redis.hdel(self.keys("workers"), owner)
+    @staticmethod
+    def all_workers(redis: Any) -> Iterator[tuple[str, float, str]]:
+        """Of every lane that a database has, whoever's: owner, when it was last there, its note."""
+        for key in redis.scan_iter(match="lanes:*:workers", count=BATCH):
+            lane = key.decode(errors="replace").split(":")[1]
+            for owner, (at, note) in Store(redis, Keys(lane, "")).workers().items():
+                yield owner, at, note
+
+    @staticmethod
+    def lanes_of(redis: Any, *, within: float) -> tuple[set[str], bool]:
+        """The lanes of which a database holds anything, whoever's; whether all was seen in time."""
+        keys, whole = _scan(redis, within, match="lanes:*:*")
+        return {key.split(":")[1] for key in keys if key.split(":")[2] in _OF_A_LANE}, whole
+
+    @staticmethod
+    def queues_of(redis: Any, *, within: float) -> tuple[dict[str, set[str]], bool]:
+        """The lists that may be queues, with those of kombu's lists by priority that each has.
+
+        Args:
+            within: seconds; then it returns what it has seen.
+
+        Returns:
+            The suffixes of the lists by their queue, "" for the queue itself; whether all was seen.
+        """
+        keys, whole = _scan(redis, within, _type="LIST")
+        queues: dict[str, set[str]] = {}
+        for key in keys:
+            queue, separator, step = key.partition(_STEP)
+            if not queue.endswith(".celery.pidbox"):  # answers of remote control
+                queues.setdefault(queue, set()).add(separator + step)
+        return queues, whole
+
+    @staticmethod
+    def messages_of(redis: Any, list_: str) -> int:
+        """How many a list holds, if these are messages of Celery's; else 0."""
+        try:
+            first = json.loads(redis.lindex(list_, -1) or b"")
+        except ValueError:
+            return 0
+        is_message = isinstance(first, dict) and {"body", "headers", "properties"} <= first.keys()
+        return int(redis.llen(list_)) if is_message else 0
+
+    def refused(self, user: str) -> dict[str, str]:
+        """Which commands a user may not run of those that it takes to send, and to work.
+
+        The server is asked, and runs none (ACL DRYRUN, Redis 7 or later).
+
+        Returns:
+            By "send" and "work", the first command that is denied; without it, none is.
+        """
+        trials = {"send": _SENDING, "work": _WORKING}
+        found: dict[str, str] = {}
+        for role, commands in trials.items():
+            for name, key, *args in commands:
+                answer = self.redis.execute_command(
+                    "ACL", "DRYRUN", user, name, self.keys(key), *args
+                )
+                if answer not in (b"OK", "OK", True):
+                    found.setdefault(role, name)
+        return found
+
+    def forget_worker(self, *owners: str) -> None:
+        """They have ended."""
+        for key in ("workers", "loads"):
+            self.redis.hdel(self.keys(key), *owners)
 
     def forget_old_workers(self, now: float) -> None:
         """Those that have said nothing for a day; `now` in seconds since 1970."""
-        old = [owner for owner, (at, _) in self.workers().items() if now - at > _AGE_OF_WORKERS]
-        if old:
-            self.redis.hdel(self.keys("workers"), *old)
+        # In this order, or who comes meanwhile would be forgotten. What one that ended was running
+        # may have been said after it was forgotten.
+        names = {each for key in ("workers", "loads") for each in self.redis.hkeys(self.keys(key))}
+        known = {name.decode() for name in names}
+        recent = {each for each, (at, _) in self.workers().items() if now - at <= _AGE_OF_WORKERS}
+        if known - recent:
+            self.forget_worker(*known - recent)
 
     # Dead letters
 
-    def set_aside(self, id_: str, report: dict[str, Any], *, cap: int, age: float) -> int:
+    def set_aside(
+        self, id_: str, report: Mapping[str, Any], *, cap: int, size: int, age: float
+    ) -> int:
         """Make a leased message a dead letter and acknowledge it.
 
+        Where there are too many, those whose task ran are dropped, the oldest first; what never
+        ran never is. One whose task ran is always taken, so that there may be one too many.
+
         Args:
-            report: what is known of it, JSON values; `reason` at least.
-            cap: dead letters to keep; the oldest are dropped for it.
-            age: seconds to keep them.
+            report: what is known of it, JSON values; `reason` at least, and first.
+            cap: dead letters to keep.
+            size: bytes of messages and reports to keep.
+            age: seconds to keep those whose task ran.
 
         Returns:
-            How many were dropped; -1 when the message was not ours any more, and nothing was done.
+            How many were dropped; -1 when the message was not ours any more, FULL when it never
+            ran and there is no room. In both cases nothing was done.
         """
-        keys = ("leased", "leases", "deliveries", "dead", "dead:messages", "dead:reports")
-        args = (id_, json.dumps(report, default=repr), cap, age)
-        return int(self._run("set_aside", keys, args))
+        ran = "1" if report["reason"] in RAN else ""
+        args = (id_, json.dumps(report, default=repr), ran, cap, size, age)
+        return int(self.run("set_aside", (*_LETTERS_KEYS, "leased", "leases", "deliveries"), args))
+
+    def is_full(self, *, cap: int, size: int) -> bool:
+        """Whether there is no room for another dead letter whose task never ran."""
+        never, bytes_ = (
+            int(self.redis.hget(self.keys("dead:totals"), name) or 0)
+            for name in ("never", "never_bytes")
+        )
+        return never >= cap or bytes_ >= size
 
     def dead_numbers(self) -> list[int]:
         """Of all dead letters, oldest first."""
         return [int(number) for number in self.redis.zrange(self.keys("dead"), 0, -1)]
 
-    def dead_letters(self, numbers: Sequence[int]) -> list[tuple[int, bytes, dict[str, Any]]]:
-        """Number, message and report of the dead letters of these numbers that are there."""
+    def dead_count(self) -> int:
+        """How many there are."""
+        return int(self.redis.zcard(self.keys("dead")))
+
+    def dead_letters(
+        self, numbers: Sequence[int], *, messages: bool = True
+    ) -> list[tuple[int, bytes, dict[str, Any]]]:
+        """Number, message and report of the dead letters of these numbers that are there.
+
+        Args:
+            messages: False reads those alone whose report does not name the task; others are empty.
+        """
         if not numbers:
             return []
-        with self.redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(self.keys("dead:messages"), numbers)
-            pipe.hmget(self.keys("dead:reports"), numbers)
-            messages, reports = pipe.execute()
+        reports = {
+            number: json.loads(report)
+            for number, report in self._dead_parts("dead:reports", numbers)
+        }
+        wanted = [number for number, each in reports.items() if messages or not each.get("task")]
+        found = dict(self._dead_parts("dead:messages", wanted))
         return [
-            (number, message, json.loads(report))
-            for number, message, report in zip(numbers, messages, reports, strict=True)
-            if message is not None and report is not None
+            (number, found.get(number, b""), report)
+            for number, report in reports.items()
+            if number in found or number not in wanted
         ]
+
+    def _dead_parts(self, key: str, numbers: Sequence[int]) -> list[tuple[int, bytes]]:
+        values = self.redis.hmget(self.keys(key), numbers) if numbers else []
+        pairs = zip(numbers, values, strict=True)
+        return [(number, value) for number, value in pairs if value is not None]
 
     def retry(self, messages: Mapping[int, bytes]) -> int:
         """Put dead letters, by number, back in the queue; returns how many were still there."""
         args = [part for number_and_message in messages.items() for part in number_and_message]
-        return int(self._run("retry", ("queue", "dead", "dead:messages", "dead:reports"), args))
+        return int(self.run("take_dead", (*_LETTERS_KEYS, "queue"), ("retry", *args)))
 
     def purge_dead(self, numbers: Sequence[int]) -> int:
         """Delete dead letters for good; returns how many were there."""
-        with self.redis.pipeline() as pipe:
-            pipe.zrem(self.keys("dead"), *numbers)
-            pipe.hdel(self.keys("dead:messages"), *numbers)
-            pipe.hdel(self.keys("dead:reports"), *numbers)
-            return int(pipe.execute()[0])
+        return int(self.run("take_dead", (*_LETTERS_KEYS, "queue"), ("purge", *numbers)))
 
     # The lane
 
@@ -269,23 +512,77 @@ class Store:
         seconds, microseconds = self.redis.time()
         return float(seconds + microseconds / 1e6)
 
+    def purge(self, what: str, most: int) -> Iterator[int]:
+        """Delete messages for good, and the counts of their deliveries; leases are not touched.
+
+        Args:
+            what: "waiting", as `Counts` has it, or "delayed".
+            most: messages to delete, or senders that go on could keep it busy for ever.
+
+        Yields:
+            How many went in each step.
+        """
+        keys = ("delayed", "deliveries", "queue", *PRIORITY_LISTS)
+        while most > 0 and (gone := int(self.run("purge", keys, (what, min(most, _PURGED))))):
+            most -= gone
+            yield gone
+
+    def ask_oldest(self, pipe: Any, sent_at: str, *, most: int = ENDS) -> None:
+        """Ask when messages at both ends of the queue and its lists were sent and were due.
+
+        `most` from each end, fewer where they are large. A list of up to twice as many is looked
+        through. What was pushed to a longer one has been in it for no longer than what was pushed
+        before it, so that what is not seen has stood there for no longer than what is; a retried
+        dead letter in the middle may have been sent before. Only if more than `most` were handed
+        back at once can they hide what waits behind them, until they are fetched, which is next.
+
+        Args:
+            pipe: whose reply is for `read_oldest`.
+            sent_at: the header with the time of sending.
+            most: messages.
+        """
+        self.run("sent", ("queue", *PRIORITY_LISTS), (sent_at, most, _ENDS_BYTES), pipe=pipe)
+
+    @staticmethod
+    def read_oldest(replies: Sequence[Any]) -> Iterator[tuple[float, str]]:
+        """Seconds since 1970, and the `eta`, of messages that say when they were sent."""
+        [told] = replies
+        for sent, eta in zip(told[::2], told[1::2], strict=True):
+            with suppress(ValueError):
+                yield float(sent), eta.decode(errors="replace")
+
     def counts(self) -> Counts:
         """What the lane holds."""
         now = self.now()
         with self.redis.pipeline() as pipe:
-            pipe.zcount(self.keys("delayed"), "-inf", now).zcard(self.keys("delayed"))
-            pipe.hlen(self.keys("leased")).zcard(self.keys("dead")).exists(self.keys("paused"))
-            # kombu pushes on the left and takes from the right.
-            pipe.lindex(self.keys.queue, -1).zrange(self.keys("delayed"), 0, 0)
-            for name in ("queue", *PRIORITY_LISTS):
-                pipe.llen(self.keys(name))
-            due, delayed, leased, dead, paused, plain, first, *waiting = pipe.execute()
+            self.ask_counts(pipe, now)
+            return self.read_counts(pipe.execute(), now)
+
+    def ask_counts(self, pipe: Any, now: float) -> None:
+        """Put the questions into a pipeline, whose replies are for `read_counts`.
+
+        Args:
+            now: seconds since 1970, by the server's clock.
+        """
+        pipe.zcount(self.keys("delayed"), "-inf", now).zcard(self.keys("delayed"))
+        pipe.hlen(self.keys("leased")).zcard(self.keys("dead")).exists(self.keys("paused"))
+        pipe.hmget(self.keys("dead:totals"), "never", "never_bytes")
+        pipe.zrange(self.keys("delayed"), 0, 0, withscores=True)
+        for name in ("queue", *PRIORITY_LISTS):
+            pipe.llen(self.keys(name))
+
+    @staticmethod
+    def read_counts(replies: Sequence[Any], now: float) -> Counts:
+        """What `counts` returns."""
+        due, delayed, leased, dead, paused, never, first, *waiting = replies
         return Counts(
             waiting=sum(waiting) + due,
             delayed=delayed - due,
             leased=leased,
             dead=dead,
+            never_ran=int(never[0] or 0),
+            never_ran_bytes=int(never[1] or 0),
             paused=bool(paused),
-            next=first[0] if due else plain,
+            due=first[0][1] if due else None,
             now=now,
         )

@@ -5,8 +5,10 @@ A subclass, so that remote control, events and reconnecting stay kombu's own. Ho
 kombu. Each override says why it had to be; `contract` lists what is borrowed.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from queue import Empty
 from typing import Any
@@ -18,10 +20,15 @@ from kombu.utils.json import dumps, loads
 from redis import exceptions
 
 from ..errors import UsageError
+from ..protocol import upgraded
+from ..timeouts import FETCH
 from .connect import Server
-from .fetch import MOST, Fetch, Fetched
+from .fetch import MOST, Fetch, Fetched, Leased
 from .leases import Leases
+from .revocations import Revocations
 from .store import EXCHANGE, Keys, Store, instant
+
+logger = logging.getLogger(__name__)
 
 _leases: dict[str, Leases] = {}  # by lane: those of this process
 
@@ -128,7 +135,7 @@ class LeasedChannel(kombu_redis.Channel):
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
         *("server", "lane_by_queue", "lane", "node", "in_threads", "concurrency", "lease"),
-        *("max_deliveries", "dead_cap", "dead_age"),
+        *("max_deliveries", "dead_cap", "dead_size", "dead_age", "latency_slo"),
     )
     # Transport options:
     server: Server
@@ -140,12 +147,15 @@ class LeasedChannel(kombu_redis.Channel):
     lease: float
     max_deliveries: int
     dead_cap: int
+    dead_size: int
     dead_age: float
+    latency_slo: float
     # kombu's own, unknown to celery-types:
     client: Any
     connection: Any
     connection_errors: tuple[type[Exception], ...]
     global_keyprefix: str
+    keyprefix_binding_permanent: str
     _create_client: Any
     _registered: bool
     _on_connection_disconnect: Any
@@ -183,7 +193,30 @@ class LeasedChannel(kombu_redis.Channel):
             client = self._kept_client
         yield client
 
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str | None, queue: str) -> None:
+        """Beside a worker's own binding, remove those of one lane's queue to another's exchange.
+
+        An older release bound all to the default lane's: what was sent to it ran in each lane.
+        """
+        super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[misc]
+        queues = self.lane_by_queue
+        if not self.lane or queue != self._lane_queue or len(queues) == 1:
+            return
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for each in queues:
+                old = [self.sep.join((each, "", other)) for other in queues if other != each]
+                pipe.srem(self.keyprefix_queue % each, *old)
+                pipe.srem(self.keyprefix_binding_permanent % each, *old)
+            pipe.execute()
+
     # Sending
+
+    def typeof(self, exchange: str, *args: Any, **kwargs: Any) -> Any:
+        """Asked for all that is sent to an exchange; a closed channel has forgotten them."""
+        if self.closed:
+            # What kombu connects anew for, where it was told to try again.
+            raise exceptions.ConnectionError("the channel was closed")
+        return super().typeof(exchange, *args, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         """A message with a time waits in Redis until its server says that it has come."""
@@ -192,10 +225,27 @@ class LeasedChannel(kombu_redis.Channel):
         if due is None or lane is None:
             super()._put(queue, message, **kwargs)
             return
-        store = self._stores.get(lane)
-        if store is None:
-            store = self._stores[lane] = Store(self.server.client, Keys(lane, queue))
-        store.delay({dumps(message): due}, batch=kwargs.get("_publish_batch"))
+        batch = kwargs.get("_publish_batch")
+        self._store(lane, queue).delay({dumps(message): due}, batch=batch)
+
+    def _purge(self, queue: str) -> int:
+        """What `celery purge` deletes of a lane: what waits and what is delayed."""
+        lane = self.lane_by_queue.get(queue)
+        if lane is None:
+            return int(super()._purge(queue))
+        store = self._store(lane, queue)
+        counts = store.counts()
+        delayed = sum(store.purge("delayed", counts.delayed))
+        waiting = sum(store.purge("waiting", counts.waiting + counts.delayed - delayed))
+        if delayed or waiting:
+            text = "%s: deleted %d waiting and %d delayed; %d dead letters stay, see `purge --dead`"
+            logger.warning(text, lane, waiting, delayed, counts.dead)
+        return waiting + delayed
+
+    def _store(self, lane: str, queue: str) -> Store:
+        if lane not in self._stores:
+            self._stores[lane] = Store(self.server.client, Keys(lane, queue))
+        return self._stores[lane]
 
     @cached_property
     def _stores(self) -> dict[str, Store]:
@@ -221,7 +271,10 @@ class LeasedChannel(kombu_redis.Channel):
                 lease=self.lease,
                 max_deliveries=self.max_deliveries,
                 dead_cap=self.dead_cap,
+                dead_size=self.dead_size,
                 dead_age=self.dead_age,
+                latency_slo=self.latency_slo,
+                running=lambda: len(state.active_requests),
             )
         return _leases[lane]
 
@@ -231,9 +284,31 @@ class LeasedChannel(kombu_redis.Channel):
         leases = self.leases
         return Fetch(leases.store.keys, owner=leases.owner, lease=leases.lease)
 
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Without a lease a message could be lost, and its acknowledgement would make no sense.
+
+        What needs none, such as a reply to remote control, is consumed as in kombu.
+        """
+        if not self.lane or no_ack or queue == self._lane_queue:
+            return super().basic_consume(queue, no_ack, *args, **kwargs)
+        logger.error(
+            "the queue %s is not consumed: this worker serves the lane %s", queue, self.lane
+        )
+        return None
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """Only what needs no acknowledgement: a lease is taken by a round, and this has none."""
+        if self.lane and not no_ack:
+            raise UsageError(
+                f"basic_get: a worker's connection gets nothing from {queue} by itself, since it "
+                "would be lost with the worker: consume it, or use another connection of the app"
+            )
+        return super().basic_get(queue, no_ack=no_ack, **kwargs)
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Instead of BRPOP, which takes a message before anything has recorded it."""
         if not self.lane or self._lane_queue not in self.active_queues:
+            timeout = self._promote_due(timeout)
             super()._brpop_start(timeout)  # type: ignore[misc]
             return
         self.forget_round()
@@ -251,16 +326,29 @@ class LeasedChannel(kombu_redis.Channel):
             self._in_poll = None
             raise
 
+    def _promote_due(self, timeout: float | None) -> float | None:
+        """What a lane's worker does as it fetches, for Celery's worker for tests: it has no lane.
+
+        Returns:
+            Seconds to wait for a message; no longer than what becomes due meanwhile may be late.
+        """
+        lanes = {queue: self.lane_by_queue.get(queue) for queue in self.active_queues}
+        for queue, lane in lanes.items():
+            if lane is not None:
+                self._store(lane, queue).promote()
+        return FETCH if any(lanes.values()) else timeout
+
     def _brpop_read(self, **options: Any) -> bool:
         """Read the replies, and deliver the messages."""
         if not self.lane or self.fetch.round is None:
             return bool(super()._brpop_read(**options))  # type: ignore[misc]
         fetched = self._end_round()
         queue = self._lane_queue
-        messages = {id_: _payload(id_, raw, queue) for id_, raw in fetched.messages}
+        messages = {each.id: _payload(each, queue) for each in fetched.messages}
         if not messages:
             raise Empty
         try:
+            self._mark_revoked(messages, fetched.revocations)
             self._deliver(messages, queue, float(fetched.now or 0.0))
         except BaseException:
             self.leases.hand_back(list(messages))
@@ -289,17 +377,36 @@ class LeasedChannel(kombu_redis.Channel):
         if fetched.unknown_script:  # the server was restarted
             with self.conn_or_acquire() as client:
                 client.script_load(EXCHANGE)
-        ids = [id_ for id_, _ in fetched.messages]
+        ids = [each.id for each in fetched.messages]
         if fetched.refused:
             self.leases.hand_back(ids)
             raise fetched.refused
         if ids and fetched.took > self.leases.lease / 3:
             # The server fetched while this process was busy: some may be another's by now.
             ours = self.leases.still_ours(ids)
-            kept = tuple(each for each in fetched.messages if each[0] in ours)
-            fetched = Fetched(messages=kept, now=fetched.now, took=fetched.took)
-        self.leases.hold([id_ for id_, _ in fetched.messages])
+            kept = tuple(each for each in fetched.messages if each.id in ours)
+            fetched = replace(fetched, messages=kept)
+        self.leases.hold([each.id for each in fetched.messages])
         return fetched
+
+    def _mark_revoked(self, messages: dict[str, Any], number: bytes) -> None:
+        """Tell Celery which of these were revoked; it looks at that before it runs a task."""
+        known = self._revocations
+        if number != known.number:
+            ids, stamps = known.learn(number)
+            state.revoked.update(ids)
+            by_header: dict[str, Any] = state.revoked_stamps
+            for header, values in stamps.items():
+                by_header[header] = [*(by_header.get(header) or ()), *values]
+        if known.ids or known.stamps:
+            for each in messages.values():
+                if known.cover(each.get("headers")):
+                    # Celery keeps fewer than we do, and not for as long.
+                    state.revoked.add(each["headers"]["id"])
+
+    @cached_property
+    def _revocations(self) -> Revocations:
+        return Revocations(self.server.client)
 
     def _deliver(self, messages: dict[str, Any], queue: str, now: float) -> None:
         """Give messages, by lease id, to the consumer; those that it has got are taken out.
@@ -352,29 +459,45 @@ class LeasedChannel(kombu_redis.Channel):
             # Half a second, when the server is there. When the connection is lost, so are the
             # replies; what they leased runs out.
             with suppress(exceptions.RedisError, OSError):
-                self.leases.hand_back([id_ for id_, _ in self._end_round().messages])
+                self.leases.hand_back([each.id for each in self._end_round().messages])
             self._in_poll = None
         self.forget_round()
+        client = self.connection.client if self.connection else None
         super().close()
+        if client and not self.lane:
+            self.connection = _Closed(client)
+
+
+class _Closed:
+    """What a sender's closed channel has for a connection: none, but the way to a new one.
+
+    A producer that was kept over an outage asks its channel for it, when it is sent with.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def __bool__(self) -> bool:
+        return False
 
 
 def _is_stopping() -> bool:
     return state.should_stop is not None or state.should_terminate is not None
 
 
-def _payload(id_: str, raw: bytes, queue: str) -> Any:
+def _payload(leased: Leased, queue: str) -> Any:
     """What the bytes say, or that they say nothing."""
     try:
-        payload = loads(raw.decode())
-        payload["properties"]["delivery_tag"] = id_
+        payload = upgraded(loads(leased.message.decode()))
+        payload["properties"]["delivery_tag"] = leased.id
         # A retry goes where its message says that it was sent: an exchange of another Celery's, or
         # a queue that it was moved from, would be refused, and the retry with it.
         info = payload["properties"].get("delivery_info")
         if isinstance(info, dict):
-            info.update(exchange="", routing_key=queue)
+            info.update(exchange="", routing_key=queue, redelivered=leased.again)
     except Exception as error:  # noqa: BLE001 - anything may have been sent
         why = f"{type(error).__name__}: {error}"
-        return {"properties": {"delivery_tag": id_}, "headers": {}, "malformed": why}
+        return {"properties": {"delivery_tag": leased.id}, "headers": {}, "malformed": why}
     return payload
 
 
@@ -404,12 +527,19 @@ class Transport(kombu_redis.Transport):
     """The one transport, for every scheme: how to connect is the server's to know."""
 
     Channel = LeasedChannel
+    client: Any
     looped = False  # whether an event loop turns the poller
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As kombu's, with our poller."""
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def _deliver(self, message: Any, queue: str | None) -> None:
+        """Also to Celery's worker for tests, which reads its messages as kombu does."""
+        if queue in self.client.transport_options.get("lane_by_queue", ()):
+            message = upgraded(message)
+        super()._deliver(message, queue)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """The poller's rounds are the loop's from here on."""

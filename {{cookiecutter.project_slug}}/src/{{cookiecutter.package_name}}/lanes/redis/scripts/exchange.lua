@@ -1,25 +1,27 @@
 -- Acknowledge what is done, and take as many messages as there are free slots for.
--- KEYS: queue, delayed, paused, sequence, leased, leases, deliveries, then the queue's lists for lower
---       priorities
+-- KEYS: queue, delayed, paused, sequence, leased, leases, deliveries, revocations, then the queue's
+--       lists for lower priorities
 -- ARGV: how many to take, lease in seconds, owner, the last lease's number that it knows, then ids of
 --       messages that are done with
--- Returns the server's time, then "paused", or the new leases: id, message, id, message, ...
+-- Returns the server's time, the number of the last revocation, and "paused", or of each new lease: id,
+-- message, and '1' when somebody else may have had it before, or ''.
 local wanted = tonumber(ARGV[1])
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
-local reply = {string.format('%.6f', now)}
+local reply = {string.format('%.6f', now), redis.call('GET', KEYS[8]) or ''}
 
 -- 0. A server without memory refuses a script whose first write may need some; ZREM needs none.
 redis.call('ZREM', KEYS[6], '')
 
--- 1. Done: the message, its lease, and its count of deliveries if it ever came back.
+-- 1. Done: the message, its lease, and what is known of it if it ever came back.
+local counted = redis.call('EXISTS', KEYS[7]) == 1
 if #ARGV > 4 then
-  local counted = redis.call('EXISTS', KEYS[7]) == 1
   for index = 5, #ARGV do
     local id = ARGV[index]
     local message = counted and redis.call('HGET', KEYS[5], id)
     if message then
-      redis.call('HDEL', KEYS[7], redis.sha1hex(message))
+      local digest = redis.sha1hex(message)
+      redis.call('HDEL', KEYS[7], digest, 'unknown:' .. digest)
     end
     redis.call('HDEL', KEYS[5], id)
     redis.call('ZREM', KEYS[6], id)
@@ -31,7 +33,7 @@ end
 
 -- 2. A paused lane keeps what it has.
 if redis.call('EXISTS', KEYS[3]) == 1 then
-  reply[2] = 'paused'
+  reply[3] = 'paused'
   return reply
 end
 
@@ -43,7 +45,7 @@ local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, wanted
 local share = math.min(#due, math.floor((wanted + number % 2) / 2))
 local messages = {}
 for index = 1, #KEYS do
-  if (index == 1 or index > 7) and #messages < wanted - share then
+  if (index == 1 or index > 8) and #messages < wanted - share then
     for _, message in ipairs(redis.call('RPOP', KEYS[index], wanted - share - #messages) or {}) do
       messages[#messages + 1] = message
     end
@@ -66,6 +68,8 @@ local function lease(message)
   redis.call('ZADD', KEYS[6], now + ARGV[2], id)
   reply[#reply + 1] = id
   reply[#reply + 1] = message
+  local again = counted and redis.call('HEXISTS', KEYS[7], redis.sha1hex(message)) == 1
+  reply[#reply + 1] = again and '1' or ''
 end
 for index = 1, share do
   lease(due[index])

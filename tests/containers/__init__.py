@@ -1,0 +1,1 @@
+"""A generated project in containers of Podman's: `make test-containers`."""

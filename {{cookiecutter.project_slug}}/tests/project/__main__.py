@@ -1,4 +1,0 @@
-from .lanes.cli import command
-from .lanes.deploy import Project
-
-command(Project(slug="tests-own", package=__package__, process_manager="both"))()
