@@ -46,7 +46,9 @@ def test_a_flood_pages_for_its_own_lane_alone(watch: Watch) -> None:
     )
     assert [receiver["name"] for receiver in late["receivers"]] == ["pages"]
     # Meanwhile tasks of quick started, and in time.
-    assert watch.query('increase(lanes_slo_good_total{lane="quick"}[10s]) > 0')
+    # A late scrape may leave one sample in ten seconds, of which nothing can be said.
+    in_time = 'increase(lanes_slo_good_total{lane="quick"}[10s]) > 0'
+    eventually(lambda: bool(watch.query(in_time)), "tasks of quick that start in time")
     assert "quick" not in {lane for _alert, lane in watch.fired()}
 
 
