@@ -31,6 +31,7 @@ from .consumer import Consumer
 from .errors import BrokerError, ContractError, LanesError, SettingsError, UsageError
 from .redis.connect import Server
 from .redis.refusals import is_final
+from .redis.store import Keys
 from .routing import AMQP
 from .settings import Settings
 from .task import Task
@@ -143,6 +144,7 @@ def connect(app: Any, environment: Settings) -> None:
             "priority_steps": [0],
             "health_check_interval": timeouts.HEALTH,
             "lane_by_queue": {each.queue: each.name for each in app.lanes},
+            "limits_by_lane": {each.name: Keys.of(each).limits for each in app.lanes},
             "server": app.server,
         },
     )

@@ -47,6 +47,8 @@ class Lane:
     max_memory_per_child: int | None  # bytes resident, then a fresh child process
     nice: int  # 0 to 19; a CPU-bound flood in a niced lane leaves the others their latency
     memory_max: int | None  # bytes of a worker with its children; under systemd, in containers
+    max_running_per_key: int | None = None  # TEMPORARY
+    rate_per_key: float | None = None  # TEMPORARY
 
     @property
     def stop_time(self) -> float:
