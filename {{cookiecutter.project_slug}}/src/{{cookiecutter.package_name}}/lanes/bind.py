@@ -39,6 +39,7 @@ from .errors import (
 )
 from .redis.connect import Server
 from .redis.refusals import is_final
+from .redis.store import Keys
 from .routing import AMQP, FIRST
 from .settings import Settings
 from .task import Task
@@ -152,6 +153,7 @@ def connect(app: Any, environment: Settings) -> None:
             "priority_steps": [0],
             "health_check_interval": timeouts.HEALTH,
             "lane_by_queue": {each.queue: each.name for each in app.lanes},
+            "limits_by_lane": {each.name: Keys.of(each).limits for each in app.lanes},
             "server": app.server,
         },
     )

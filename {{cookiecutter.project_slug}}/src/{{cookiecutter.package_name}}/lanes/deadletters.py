@@ -69,7 +69,7 @@ def read(  # noqa: PLR0913 - a choice, by name
     Args:
         messages: whether to read the messages, too, which may be far larger than all else.
     """
-    store = Store(redis, Keys(lane.name, lane.queue))
+    store = Store(redis, Keys.of(lane))
     wanted = store.dead_numbers() if numbers is None else list(numbers)
     if newest_first:
         wanted.reverse()
@@ -83,7 +83,7 @@ def read(  # noqa: PLR0913 - a choice, by name
 
 def count(redis: Any, lane: Lane) -> int:
     """How many dead letters the lane has."""
-    return Store(redis, Keys(lane.name, lane.queue)).dead_count()
+    return Store(redis, Keys.of(lane)).dead_count()
 
 
 def groups(letters: Iterable[DeadLetter]) -> list[Group]:
@@ -146,7 +146,7 @@ def retry(
     Args:
         moved: told how many went with each batch, for a progress bar.
     """
-    store = Store(redis, Keys(lane.name, lane.queue))
+    store = Store(redis, Keys.of(lane))
     total, now = 0, store.now()
     for batch in _batches(letters):
         count = store.retry({letter.number: _renewed(letter, lane, now) for letter in batch})
@@ -176,7 +176,7 @@ def purge(
     redis: Any, lane: Lane, letters: Iterable[DeadLetter], gone: Callable[[int], None]
 ) -> int:
     """Delete letters for good; returns how many."""
-    store = Store(redis, Keys(lane.name, lane.queue))
+    store = Store(redis, Keys.of(lane))
     total = 0
     for batch in _batches(letters):
         count = store.purge_dead([letter.number for letter in batch])

@@ -16,7 +16,7 @@ from uuid import UUID
 from kombu.utils.json import dumps
 
 from .errors import RoutingError
-from .redis.store import KEY, ONCE
+from .redis.store import KEY, ONCE, quoted
 from .values import LONGEST_KEY, parse_duration
 
 #: Options of a call that say what is sent once.
@@ -53,11 +53,6 @@ class Once(NamedTuple):
             case [mode, milliseconds, _, _, name] if milliseconds.isdecimal():
                 return cls(mode, int(milliseconds), name)
         return None
-
-
-def encoded(key: str) -> str:
-    """A key as its header says it: scripts find it by a pattern, and so it has no quote in it."""
-    return quote(key, safe=" /:@+,=")
 
 
 def text_of(value: object, label: str) -> str:
@@ -163,15 +158,15 @@ def key_of(
     """
     own = options.get("key")
     if own is not None:
-        return encoded(text_of(own, f"{name}: key"))
+        return quoted(text_of(own, f"{name}: key"))
     if options.get(KEY):
-        return encoded(unquote(str(options[KEY])))  # of a message, which anything may have sent
+        return quoted(unquote(str(options[KEY])))  # of a message, which anything may have sent
     find: Find | None = getattr(task, "find_key", None)
     found = find(args or (), kwargs or {}) if find else None
     if found is None:
         return None
     label = task.key if isinstance(task.key, str) else "key"
-    return encoded(text_of(found, f"{name}: {label}"))
+    return quoted(text_of(found, f"{name}: {label}"))
 
 
 def once_of(

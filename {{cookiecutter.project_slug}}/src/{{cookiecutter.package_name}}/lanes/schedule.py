@@ -168,6 +168,8 @@ class _Written:
 
     def add(self, name: str, *arguments: Any) -> None:
         """One of the channel's commands."""
+        if name == "evalsha":  # of a message with a key: sha1, number of keys, keys, arguments
+            name, arguments = "send", arguments[2:]
         if name == "zadd":
             key, due = arguments
             arguments = (key, *(part for message, at in due.items() for part in (at, message)))

@@ -201,7 +201,7 @@ def ask(
 
 def store_of(redis: Any, lane: Lane) -> Store:
     """The lane's `Store`."""
-    return Store(redis, Keys(lane.name, lane.queue))
+    return Store(redis, Keys.of(lane))
 
 
 def pause(app: Any, lane: Lane, *, paused: bool) -> None:

@@ -19,14 +19,14 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from redis import exceptions
 
-from ..errors import UsageError
+from ..errors import AlreadySent, UsageError
 from ..protocol import upgraded
 from ..timeouts import FETCH
 from .connect import Server
 from .fetch import MOST, Fetch, Fetched, Leased
 from .leases import Leases
 from .revocations import Revocations
-from .store import EXCHANGE, Keys, Store, instant
+from .store import BATCH, EXCHANGE, KEY, NO_LIMITS, ONCE, STAND_IN, Keys, Limits, Store, instant
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +134,14 @@ class LeasedChannel(kombu_redis.Channel):
     Message = Message
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
-        *("server", "lane_by_queue", "lane", "node", "in_threads", "concurrency", "lease"),
+        *("server", "lane_by_queue", "limits_by_lane", "lane", "node", "in_threads"),
+        *("concurrency", "lease"),
         *("max_deliveries", "dead_cap", "dead_size", "dead_age", "latency_slo"),
     )
     # Transport options:
     server: Server
     lane_by_queue: dict[str, str] = {}  # noqa: RUF012 - never changed
+    limits_by_lane: dict[str, Limits] = {}  # noqa: RUF012 - likewise
     lane: str | None = None  # a worker's, else None; those below are for a worker alone
     node: str
     in_threads: bool = False  # its pool is one of threads
@@ -219,14 +221,25 @@ class LeasedChannel(kombu_redis.Channel):
         return super().typeof(exchange, *args, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        """A message with a time waits in Redis until its server says that it has come."""
+        """A message with a time waits in Redis until its server says that it has come.
+
+        Raises:
+            AlreadySent: when it is to be sent once, and was: another holds its lock.
+        """
         due = _due(message)
         lane = self.lane_by_queue.get(queue)
-        if due is None or lane is None:
+        headers = message.get("headers") or {}
+        is_keyed = KEY in headers or ONCE in headers
+        if lane is None or (due is None and not is_keyed):
             super()._put(queue, message, **kwargs)
             return
-        batch = kwargs.get("_publish_batch")
-        self._store(lane, queue).delay({dumps(message): due}, batch=batch)
+        store, batch = self._store(lane, queue), kwargs.get("_publish_batch")
+        if due is not None and not is_keyed:
+            store.delay({dumps(message): due}, batch=batch)
+            return
+        for holder in store.send([dumps(message)], due=due, batch=batch):
+            if holder:
+                raise AlreadySent(holder)
 
     def _purge(self, queue: str) -> int:
         """What `celery purge` deletes of a lane: what waits and what is delayed."""
@@ -244,8 +257,11 @@ class LeasedChannel(kombu_redis.Channel):
 
     def _store(self, lane: str, queue: str) -> Store:
         if lane not in self._stores:
-            self._stores[lane] = Store(self.server.client, Keys(lane, queue))
+            self._stores[lane] = Store(self.server.client, self._keys(lane, queue))
         return self._stores[lane]
+
+    def _keys(self, lane: str, queue: str) -> Keys:
+        return Keys(lane, queue, self.limits_by_lane.get(lane, NO_LIMITS))
 
     @cached_property
     def _stores(self) -> dict[str, Store]:
@@ -264,7 +280,7 @@ class LeasedChannel(kombu_redis.Channel):
         lane = str(self.lane)
         if lane not in _leases:
             _leases[lane] = Leases(
-                Store(self.server.client, Keys(lane, self._lane_queue)),
+                Store(self.server.client, self._keys(lane, self._lane_queue)),
                 self.server.clock,
                 node=self.node,
                 concurrency=self.concurrency,
@@ -335,7 +351,8 @@ class LeasedChannel(kombu_redis.Channel):
         lanes = {queue: self.lane_by_queue.get(queue) for queue in self.active_queues}
         for queue, lane in lanes.items():
             if lane is not None:
-                self._store(lane, queue).promote()
+                while self._store(lane, queue).promote() >= BATCH:
+                    pass
         return FETCH if any(lanes.values()) else timeout
 
     def _brpop_read(self, **options: Any) -> bool:
@@ -537,7 +554,14 @@ class Transport(kombu_redis.Transport):
 
     def _deliver(self, message: Any, queue: str | None) -> None:
         """Also to Celery's worker for tests, which reads its messages as kombu does."""
-        if queue in self.client.transport_options.get("lane_by_queue", ()):
+        lane = self.client.transport_options.get("lane_by_queue", {}).get(queue)
+        if lane is not None and message == STAND_IN:
+            server = self.client.transport_options["server"]
+            taken = Store(server.client, Keys(lane, str(queue))).take()
+            if taken is None:
+                return
+            message = loads(taken.decode())
+        if lane is not None:
             message = upgraded(message)
         super()._deliver(message, queue)
 

@@ -1,9 +1,12 @@
 -- Put delayed messages that are due in their queue, behind what waits there, first due first.
--- KEYS: queue, delayed
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1e6
-local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
+-- KEYS: those of parts/lane.lua
+-- ARGV: the limits
+-- Returns how many had a key: with 1,000 there may be more.
+local now = time()
+local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
 for _, message in ipairs(due) do
-  redis.call('ZREM', KEYS[2], message)
-  redis.call('LPUSH', KEYS[1], message)
+  redis.call('ZREM', delayed, message)
+  redis.call('LPUSH', queue, message)
 end
+revive(now)
+return sort_due(now)

@@ -1,0 +1,326 @@
+-- What scripts share that take messages, put them back, or end them; it is put in front of them.
+-- KEYS ends with the queue and what the names of the lane's other keys begin with; ARGV ends with the limits
+-- of each key: tasks at once, and seconds between two starts; 0 is no limit.
+--
+-- A message with a key waits in a list of its key's, and keys take turns. Those whose turn may come are in
+-- `turns`, by number; '' is among them for all messages without a key. For each message that may start the
+-- queue has a token, so that it wakes who waits for the queue, and counts in its length.
+--
+--   keyed:messages:<key>  list: messages of a key; with '', those without one that stood among tokens
+--   keyed:waiting         sorted set of keys by how many messages wait
+--   keyed:turns           sorted set of keys by their turn's number
+--   keyed:tokens          hash of key to how many tokens are in the queue for it
+--   keyed:running         hash of key to how many of its messages are leased
+--   keyed:rates           sorted set of keys by when the next may start
+--   keyed:delayed         as `delayed`, of messages with a key
+--   keyed:leased          hash of lease id to key and lock, of messages that have either
+--   keyed:state           hash: `turn`, the last number; `tokens` of keys and `waiting` messages, in all;
+--                         `seen`, how many at the queue's right end are known to be tokens
+--   once:<name>           number of retries and id of the task that holds the lock
+--   latest                hash of task id to when it is due and the message that takes its place
+local lane, queue = table.remove(KEYS), table.remove(KEYS)
+local at_once, interval = string.match(table.remove(ARGV), '(%S+) (%S+)')
+at_once, interval = tonumber(at_once), tonumber(interval)
+local TOKEN = '"keyed"'
+local messages, waiting, turns = lane .. 'keyed:messages:', lane .. 'keyed:waiting', lane .. 'keyed:turns'
+local tokens, running, rates = lane .. 'keyed:tokens', lane .. 'keyed:running', lane .. 'keyed:rates'
+local marks, state, latest = lane .. 'keyed:leased', lane .. 'keyed:state', lane .. 'latest'
+local delayed, keyed_delayed = lane .. 'delayed', lane .. 'keyed:delayed'
+local plain = messages  -- of the key ''
+
+local function time()
+  local clock = redis.call('TIME')
+  return clock[1] + clock[2] / 1e6
+end
+
+-- A header that is a text without quotes; texts in a message are quoted, so that none looks like this.
+local function header(message, name)
+  local from = string.find(message, '"' .. name .. '":', 1, true)
+  return from and string.match(message, '^%s*"([^"]*)"', from + #name + 3)
+end
+
+local function key_of(message)
+  local key = header(message, 'lane_key')
+  return key ~= '' and key or nil
+end
+
+-- Tokens ------------------------------------------------------------------------------------------
+
+local function in_state(field)
+  return tonumber(redis.call('HGET', state, field) or 0)
+end
+
+-- How many messages without a key stand in the queue itself.
+local function plain_in_queue()
+  return redis.call('LLEN', queue) - in_state('tokens') - redis.call('LLEN', plain)
+end
+
+local function add_tokens(count)
+  local all_tokens = plain_in_queue() <= 0
+  for _ = 1, count do
+    redis.call('LPUSH', queue, TOKEN)
+  end
+  if all_tokens then
+    redis.call('HSET', state, 'seen', redis.call('LLEN', queue))
+  end
+end
+
+-- Whichever token it is; a message that stands before it keeps its place among those without a key.
+local function remove_tokens(count)
+  for _ = 1, count do
+    local first = redis.call('RPOP', queue)
+    if first == TOKEN then
+      if in_state('seen') > 0 then
+        redis.call('HINCRBY', state, 'seen', -1)
+      end
+    elseif first then
+      redis.call('LPUSH', plain, first)
+    end
+  end
+end
+
+-- Turns -------------------------------------------------------------------------------------------
+
+local function join(key)
+  if not redis.call('ZSCORE', turns, key) then
+    redis.call('ZADD', turns, redis.call('HINCRBY', state, 'turn', 1), key)
+  end
+end
+
+local function free_places(key)
+  return at_once - (redis.call('HGET', running, key) or 0)
+end
+
+-- Something has changed for a key: as many tokens as messages of it may start, and its turn comes if any may.
+local function settle(key)
+  local have = tonumber(redis.call('HGET', tokens, key) or 0)
+  local want = tonumber(redis.call('ZSCORE', waiting, key) or 0)
+  if at_once > 0 and want > 0 then
+    want = math.max(0, math.min(want, free_places(key)))
+  end
+  if interval > 0 and want > 0 then
+    want = redis.call('ZSCORE', rates, key) and 0 or 1
+  end
+  if want ~= have then
+    redis.call('HINCRBY', state, 'tokens', want - have)
+    if want == 0 then
+      redis.call('HDEL', tokens, key)
+      redis.call('ZREM', turns, key)
+    else
+      redis.call('HSET', tokens, key, want)
+    end
+    if want > have then
+      add_tokens(want - have)
+    else
+      remove_tokens(have - want)
+    end
+  end
+  if want > 0 then
+    join(key)
+  end
+end
+
+-- Keys whose rate lets another start. None waits for longer than the interval, though a clock was set back.
+local function revive(now)
+  local due = redis.call('ZRANGEBYSCORE', rates, '-inf', interval > 0 and now or '+inf', 'LIMIT', 0, 1000)
+  if interval > 0 then
+    local beyond = string.format('(%.6f', now + interval)
+    for _, key in ipairs(redis.call('ZRANGEBYSCORE', rates, beyond, '+inf', 'LIMIT', 0, 1000)) do
+      due[#due + 1] = key
+    end
+  end
+  for _, key in ipairs(due) do
+    redis.call('ZREM', rates, key)
+    settle(key)
+  end
+end
+
+-- A message with a key waits from here on, behind the others of its key, or in front of them.
+local function enter(key, message, in_front)
+  redis.call(in_front and 'RPUSH' or 'LPUSH', messages .. key, message)
+  redis.call('ZINCRBY', waiting, 1, key)
+  redis.call('HINCRBY', state, 'waiting', 1)
+  settle(key)
+end
+
+-- The first message of a key, if there is one; the caller settles the key when it is done.
+local function leave(key)
+  local message = redis.call('RPOP', messages .. key)
+  if message then
+    if tonumber(redis.call('ZINCRBY', waiting, -1, key)) <= 0 then
+      redis.call('ZREM', waiting, key)
+    end
+    redis.call('HINCRBY', state, 'waiting', -1)
+  else
+    redis.call('ZREM', waiting, key)
+  end
+  return message
+end
+
+-- Where messages wait -----------------------------------------------------------------------------
+
+local function to_queue(message)
+  local key = key_of(message)
+  if key then
+    enter(key, message)
+  else
+    redis.call('LPUSH', queue, message)
+  end
+end
+
+local function to_front(message)
+  local key = key_of(message)
+  if key then
+    enter(key, message, true)
+  elseif redis.call('EXISTS', turns, plain) > 0 then
+    redis.call('RPUSH', plain, message)
+    add_tokens(1)
+  else
+    redis.call('RPUSH', queue, message)
+  end
+end
+
+-- Returns the message as it stands there: a set holds the same bytes once, and a space after it changes
+-- nothing of what JSON says.
+local function until_due(message, due)
+  local set = key_of(message) and keyed_delayed or delayed
+  while redis.call('ZSCORE', set, message) do
+    message = message .. ' '
+  end
+  redis.call('ZADD', set, due, message)
+  return message
+end
+
+-- Of messages with a key, those that are due wait with the others of their keys.
+local function sort_due(now)
+  local due = redis.call('ZRANGEBYSCORE', keyed_delayed, '-inf', now, 'LIMIT', 0, 1000)
+  if #due > 0 then
+    redis.call('ZREMRANGEBYRANK', keyed_delayed, 0, #due - 1)
+  end
+  for _, message in ipairs(due) do
+    enter(key_of(message) or '?', message)
+  end
+  return #due
+end
+
+-- Locks -------------------------------------------------------------------------------------------
+
+-- What a message says of its lock: mode, milliseconds, number of retries, id, name of the lock; or nil.
+local function lock_of(said)
+  if said and said ~= '' then
+    local mode, milliseconds, retries, id, name = string.match(said, '^(%a+) (%d+) (%d+) (%S+) (%S+)$')
+    return mode and {
+      mode = mode, milliseconds = tonumber(milliseconds), retries = tonumber(retries), id = id,
+      key = lane .. 'once:' .. name,
+    }
+  end
+end
+
+-- Who holds a lock: number of retries, id; or nil.
+local function holder(lock)
+  local retries, id = string.match(redis.call('GET', lock.key) or '', '^(%d+) (%S+)$')
+  return tonumber(retries), id
+end
+
+local function hold(lock)
+  local value = string.format('%d %s', lock.retries, lock.id)
+  if lock.mode == 'time' then
+    redis.call('SET', lock.key, value, 'PX', lock.milliseconds)
+  else
+    redis.call('SET', lock.key, value)
+  end
+end
+
+-- The lock goes, unless it is another's, or that of a later run of the same task.
+local function unlock(lock)
+  local retries, id = holder(lock)
+  if id == lock.id and retries <= lock.retries then
+    redis.call('DEL', lock.key)
+  end
+end
+
+-- The message, and when it is due, that takes the place of a task's; or nil.
+local function replacement(id)
+  local said = redis.call('HGET', latest, id)
+  if said then
+    redis.call('HDEL', latest, id)
+    local due, message = string.match(said, '^(%S+) (.*)$')
+    return message, tonumber(due)
+  end
+end
+
+-- Who may start as soon as it is leased holds the lock until then, and again when it comes back.
+local function is_until_start(lock)
+  return lock.mode == 'start' or lock.mode == 'latest'
+end
+
+-- Leases ------------------------------------------------------------------------------------------
+
+-- Note what a message that is leased has: a place among its key's, and a lock.
+local function mark(id, key, once)
+  if key or once then
+    redis.call('HSET', marks, id, (key or '') .. '\n' .. (once or ''))
+  end
+  if key then
+    redis.call('HINCRBY', running, key, 1)
+  end
+end
+
+-- A lease has ended; returns what its message says of its lock.
+local function unmark(id)
+  local said = redis.call('HGET', marks, id)
+  if not said then
+    return nil
+  end
+  redis.call('HDEL', marks, id)
+  local key, once = string.match(said, '^([^\n]*)\n(.*)$')
+  if key ~= '' then
+    if redis.call('HINCRBY', running, key, -1) <= 0 then
+      redis.call('HDEL', running, key)
+    end
+    if at_once > 0 then
+      settle(key)
+    end
+  end
+  return once
+end
+
+-- A message has left for good: "done" when its task ended well, as far as anybody knows; "undone", and then
+-- even a lock for a time goes; or "purged", with what was to take its place.
+local function ended(once, how)
+  local lock = lock_of(once)
+  if not lock then
+    return
+  end
+  if not (how == 'done' and lock.mode == 'time') then
+    unlock(lock)
+  end
+  local message, due = replacement(lock.id)
+  if message and how ~= 'purged' then
+    if not redis.call('GET', lock.key) then
+      hold(lock_of(header(message, 'lane_once')))
+    end
+    if due > time() then
+      until_due(message, due)
+    else
+      to_queue(message)
+    end
+  end
+end
+
+-- A message waits again: it holds its lock again, if that is free.
+local function hold_if_free(message)
+  local lock = lock_of(header(message, 'lane_once'))
+  if lock and not redis.call('GET', lock.key) then
+    hold(lock)
+  end
+end
+
+-- The same, of one whose lease has ended: all but locks that went when it was leased are held still, or have
+-- run out.
+local function hold_again(message)
+  local lock = lock_of(header(message, 'lane_once'))
+  if lock and is_until_start(lock) then
+    hold_if_free(message)
+  end
+end
