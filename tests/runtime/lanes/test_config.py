@@ -18,8 +18,8 @@ default_lane = "quick"
 
 KEYS = (
     "profile, queue, latency_slo, slo_target, concurrency, workers, pool, prefetch, "
-    "max_running_per_key, rate_per_key, time_limit, soft_time_limit, expires, max_retries, drain, drain_timeout, max_deliveries, "
-    "unknown_wait, lease, "
+    "max_running_per_key, rate_per_key, time_limit, soft_time_limit, expires, max_retries, "
+    "drain, drain_timeout, max_deliveries, unknown_wait, lease, "
     "dead_cap, dead_size, dead_age, results, max_tasks_per_child, "
     "max_memory_per_child, nice, memory_max"
 )

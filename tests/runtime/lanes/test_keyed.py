@@ -1,19 +1,24 @@
 """The key and the lock of a message: what they are, what is refused, and where they go."""
 
+import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from enum import Enum
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from uuid import UUID
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import Celery, chord, group
 from celery.canvas import Signature
 from celery.result import AsyncResult
+from celery.signals import after_task_publish, before_task_publish
+from harness import PATIENCE, Project, wait_until
 
-from acme_tasks.lanes import keyed
 from acme_tasks.lanes.errors import RoutingError
 from acme_tasks.lanes.keyed import Once
 from acme_tasks.lanes.redis.store import KEY, ONCE
@@ -164,7 +169,7 @@ def test_the_key_of_a_call_comes_before_that_of_its_task(app: Celery) -> None:
     assert key(made(app, name="other"), 42, key=7) == "7"
 
 
-class Plan(str, Enum):
+class Plan(str, Enum):  # noqa: UP042 - its own text is its name
     GOLD = "gold"
 
 
@@ -436,3 +441,253 @@ def test_what_others_wait_for_is_always_sent(sender: Any, broker: Any) -> None:
 def messages(broker: Any, queue: str = "quick_tasks") -> list[Any]:
     """What is in the queue, the next first."""
     return [json.loads(message) for message in reversed(broker.redis.lrange(queue, 0, -1))]
+
+
+def of_key(broker: Any, name: str, lane: str = "quick") -> list[Any]:
+    """What waits of a key, likewise."""
+    waiting = broker.redis.lrange(f"lanes:{lane}:keyed:messages:{name}", 0, -1)
+    return [json.loads(message) for message in reversed(waiting)]
+
+
+def test_a_message_with_a_key_waits_among_those_of_its_key(sender: Any, broker: Any) -> None:
+    task = made(sender, key="customer_id")
+    task.delay(42)
+    sender.send_task("reports.build", (1,), key="a/b", lane="slow", unique="nightly")
+    (one,) = of_key(broker, "42")
+    assert one["headers"][KEY] == "42"
+    assert ONCE not in one["headers"]
+    (other,) = of_key(broker, "a/b", "slow")
+    id_ = other["headers"]["id"]
+    assert other["headers"][ONCE] == f"done 0 0 {id_} reports.build%3Anightly"
+    for message in (one, other):  # Celery's sender takes what it does not know for properties
+        assert not {"key", "unique", "lane_first"} & {*message["properties"], *message["headers"]}
+
+
+def test_what_has_neither_key_nor_lock_is_celerys_message(sender: Any, broker: Any) -> None:
+    made(sender).delay(42)
+    (message,) = messages(broker)
+    assert not {KEY, ONCE} & message["headers"].keys()
+
+
+def test_the_second_send_returns_the_first_ones_result(sender: Any, broker: Any) -> None:
+    task = made(sender)
+    first = task.apply_async((42,), unique="nightly")
+    second = task.apply_async((43,), unique="nightly")
+    third = sender.send_task("thumbnail", (44,), unique="nightly", task_id="mine")
+    assert isinstance(second, AsyncResult)
+    assert first == second == third
+    assert [message["headers"]["id"] for message in messages(broker)] == [first.id]
+    assert task.apply_async((42,), unique="weekly") != first
+    assert task.apply_async((42,), unique="nightly", lane="slow") != first
+    assert (broker.redis.llen("quick_tasks"), broker.redis.llen("slow_tasks")) == (2, 1)
+
+
+def test_a_class_of_results_of_ones_own_gets_the_first_id(sender: Any) -> None:
+    class Result(AsyncResult[Any]):
+        pass
+
+    own = functools.partial(Result, app=sender)
+    first = sender.send_task("reports.build", unique="x", result_cls=own)
+    second = sender.send_task("reports.build", unique="x", result_cls=own)
+    assert (type(second), second.id) == (Result, first.id)
+
+
+def test_a_send_that_was_not_needed_keeps_the_connection(sender: Any, broker: Any) -> None:
+    """Seen with an exception out of Celery's send: a new connection for each."""
+    task = made(sender)
+    task.apply_async((42,), unique="nightly")
+    before = broker.redis.info("stats")["total_connections_received"]
+    for _ in range(10):
+        task.apply_async((42,), unique="nightly")
+    assert broker.redis.info("stats")["total_connections_received"] == before
+
+
+def test_headers_that_a_task_hands_on_bring_neither_key_nor_lock(sender: Any, broker: Any) -> None:
+    headers = {"trace": "1", KEY: "42", ONCE: "done 0 0 id name"}
+    sender.send_task("reports.build", headers=headers, ignore_result=True)
+    made(sender).apply_async((42,), headers=headers)
+    sent = [message["headers"] for message in messages(broker)]
+    assert [each.get("trace") for each in sent] == ["1", "1"]
+    assert not any({KEY, ONCE} & each.keys() for each in sent)
+
+
+def test_a_signal_before_is_sent_for_each_and_one_after_for_what_was_sent(sender: Any) -> None:
+    begun: list[str] = []
+    ended: list[str] = []
+
+    def before(headers: Any, **_: Any) -> None:
+        begun.append(headers["id"])
+
+    def after(headers: Any, **_: Any) -> None:
+        ended.append(headers["id"])
+
+    before_task_publish.connect(before)
+    after_task_publish.connect(after)
+    try:
+        results = [made(sender).apply_async((42,), unique="x") for _ in range(2)]
+    finally:
+        before_task_publish.disconnect(before)
+        after_task_publish.disconnect(after)
+    assert ended == begun[:1] == [results[0].id]
+    assert len(begun) == 2
+
+
+def test_the_latest_takes_the_place_of_what_waits(sender: Any, broker: Any) -> None:
+    task = made(sender)
+    first = task.apply_async((42,), unique="x", replace=True)
+    second = task.apply_async((43,), unique="x", replace=True, countdown=60)
+    assert second == first
+    assert broker.redis.llen("quick_tasks") == 1
+    assert broker.redis.hlen("lanes:quick:latest") == 1
+
+
+def test_many_have_the_keys_of_each_or_that_of_the_call(sender: Any, broker: Any) -> None:
+    task = made(sender, key="customer_id")
+    assert task.send_many([(1,), (2,), (1, "b.png"), task.si(customer_id=2), (None,)]) == 5
+    assert [len(of_key(broker, name)) for name in ("1", "2")] == [2, 2]
+    assert [message["headers"].get(KEY) for message in messages_alone(broker)] == [None]
+    assert task.send_many([(1,), (2,)], key="all", countdown=60) == 2
+    assert broker.redis.zcard("lanes:quick:keyed:delayed") == 2
+    assert refusal(lambda: task.send_many([(1,)], key=True)).startswith("thumbnail: key=True")
+
+
+def messages_alone(broker: Any) -> list[Any]:
+    """What is in the queue besides the tokens of keys."""
+    return [message for message in messages(broker) if message != "keyed"]
+
+
+def test_a_call_of_many_cannot_be_unique(sender: Any) -> None:
+    task: Any = made(sender)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'unique'"):
+        task.send_many([(1,)], unique="x")
+
+
+def test_a_retry_keeps_its_key_and_lock_and_a_task_hands_neither_on(sender: Any) -> None:
+    """With headers of its own run, as those do who pass a trace on."""
+    task = made(sender, key="customer_id", bind=False)
+    once = "done 0 0 mine thumbnail%3Anightly"
+    headers = {"trace": "1", KEY: "a%22b", ONCE: once, "id": "mine", "retries": 0}
+    task.push_request(args=(42,), kwargs={}, called_directly=False, **headers)
+    try:
+        again = task.signature_from_request(retries=1)
+        assert marks(task, 42, **again.options) == {
+            KEY: "a%22b",
+            ONCE: Once("done", 0, "thumbnail%3Anightly"),
+        }
+        elsewhere = task.signature_from_request(retries=1, key="7")
+        assert key(task, 42, **elsewhere.options) == "7"
+        assert refusal(lambda: marks(task, 42, **again.options, unique="x")) == (
+            "thumbnail: unique cannot be said in a retry, which keeps that of its task"
+        )
+        assert marks(task, 42, headers=task.request.headers) == {KEY: "42"}
+        assert marks(made(sender, name="other"), 42, headers=task.request.headers) == {}
+    finally:
+        task.pop_request()
+
+
+@pytest.mark.parametrize("said", ["", "done", "done x 0 id name", "a b c d e f"])
+def test_a_lock_that_cannot_be_read_is_none(app: Celery, said: str) -> None:
+    """Anything may have sent the message that is tried again."""
+    assert Once.read(said) is None
+    assert marks(made(app), 42, **{ONCE: said}) == {}
+
+
+# Real workers, and many senders
+
+
+WORKED = """
+default_lane = "quick"
+
+[lanes.quick]
+concurrency = 2
+[lanes.slow]
+"""
+
+
+def test_one_of_fifty_that_race_is_sent_and_all_have_its_result(
+    tmp_path: Path, broker: Any
+) -> None:
+    """From threads of several processes, once they all stand ready."""
+    project = Project(tmp_path, WORKED, broker.url)
+    program = """
+import sys, threading
+from acme_tasks.celery import app
+
+app.send_task("echo", ("x",), ignore_result=True, unique="other")  # connected from here on
+print("ready", flush=True)
+sys.stdin.readline()
+
+def send():
+    print(app.send_task("echo", ("x",), unique="nightly").id, flush=True)
+
+threads = [threading.Thread(target=send) for _ in range(10)]
+[each.start() for each in threads]
+[each.join() for each in threads]
+"""
+    pipe = subprocess.PIPE
+    senders = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=project.environment,
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
+        )
+        for _ in range(5)
+    ]
+    try:
+        for each in senders:
+            assert each.stdout.readline() == "ready\n"
+        for each in senders:
+            each.stdin.write("go\n")
+            each.stdin.flush()
+        ids = [id_ for each in senders for id_ in each.communicate(timeout=PATIENCE)[0].split()]
+    finally:
+        for each in senders:
+            each.kill()
+            each.wait()
+    assert len(ids) == 50
+    sent = [message["headers"] for message in messages(broker)]
+    assert [each["id"] for each in sent if "nightly" in each[ONCE]] == list(set(ids))
+    assert len(sent) == 2
+
+
+def test_a_lock_goes_when_its_task_has_ended_well_or_not(tmp_path: Path, broker: Any) -> None:
+    project = Project(tmp_path, WORKED, broker.url)
+    app: Any = project.app()
+    go, seen = tmp_path / "go", tmp_path / "seen"
+    hold = functools.partial(app.send_task, "hold_until", (str(go), str(seen)), unique="x", key=7)
+    fail = functools.partial(app.send_task, "fail", (str(seen),), unique="x", key=7)
+    with app, project.workers("quick"):
+        first = hold()
+        wait_until(seen.exists, "the task to begin")
+        assert hold() == first
+        go.touch()
+        assert hold().get(timeout=PATIENCE) == first.get(timeout=PATIENCE) == "held"
+        wait_until(lambda: not broker.redis.keys("lanes:quick:once:*"), "the lock to go")
+        assert hold().id != first.id
+
+        failed = fail()
+        with pytest.raises(ValueError, match="always"):
+            failed.get(timeout=PATIENCE)
+        wait_until(lambda: broker.redis.zcard("lanes:quick:dead"), "the dead letter")
+        (letter,) = map(json.loads, broker.redis.hvals("lanes:quick:dead:messages"))
+        assert letter["headers"][KEY] == "7"
+        assert letter["headers"][ONCE] == f"done 0 3 {failed.id} fail%3Ax"
+        assert fail().id != failed.id
+
+
+def test_a_task_of_a_chain_has_its_own_key_and_not_that_of_the_one_before(
+    tmp_path: Path, broker: Any
+) -> None:
+    project = Project(tmp_path, WORKED, broker.url)
+    app: Any = project.app()
+    with app, project.workers("quick"):
+        first = app.signature("echo", ("x",), {}, {"key": "1"})
+        for key in ({"key": "2"}, {}):
+            (first | app.signature("echo", options={"lane": "slow", **key})).delay()
+        wait_until(lambda: broker.redis.llen("slow_tasks") == 2, "the second ones")
+    assert len(of_key(broker, "2", "slow")) == 1
+    alone = [message for message in messages(broker, "slow_tasks") if message != "keyed"]
+    assert [message["headers"].get(KEY) for message in alone] == [None]
