@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.request import urlopen
@@ -40,7 +40,8 @@ LINES = dict(
     re.findall(r"^ACL SETUSER (\w+) (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 )
 Commands = dict[str, set[tuple[bytes, ...]]]  # by role
-ROLES = ("sender", "waiter", "worker", "operator", "metrics", "doctor")
+Run = Callable[..., str]  # a program in a role's project, to its end
+ROLES = ("sender", "sender_of_keys", "waiter", "worker", "operator", "metrics", "doctor")
 #: What MONITOR keeps to itself.
 UNSEEN = {(b"CONFIG", b"GET", b"save"), (b"ACL", b"DRYRUN", b"doctor", b"RPOP", b"work_tasks")}
 PASSWORD = "Rm4Kx9Tz"  # noqa: S105 - for users that live for a second
@@ -70,10 +71,31 @@ light_note.send_many([(note,)] * 3, countdown=0.5)
 fail.delay(note)
 light_note.apply_async((note,), expires="2001-01-01T00:00:00")
 """
+KEYED = f"""
+import sys
+from {worker.PACKAGE}.tasks import fail, light_note
+note = sys.argv[1]
+light_note.apply_async((note,), key="k")
+light_note.send_many([(note,)] * 3, key="k")
+light_note.apply_async((note,), key="k", countdown=0.5)
+light_note.send_many([(note,)] * 3, key="k", countdown=0.5)
+light_note.apply_async((note,), unique="done")
+light_note.apply_async((note,), unique="for a time", unique_for="1m")
+for _ in range(2):
+    light_note.apply_async((note,), unique="latest", replace=True, countdown=0.5)
+fail.apply_async((note,), key="k", unique="fails")
+"""
+#: Sent by whom an older lanes.toml sets no limit, and then by whom one of one task does.
+BEHIND_ONE = f"""
+import sys
+from {worker.PACKAGE}.tasks import light_note
+light_note.send_many([(sys.argv[1],)] * 2, key="held")
+"""
 HOLDING = f"""
 import sys
 from {worker.PACKAGE}.tasks import hold_until
-hold_until.delay(*sys.argv[1:])
+go, begun, *key = sys.argv[1:]
+hold_until.apply_async((go, begun), **({{"key": key[0]}} if key else {{}}))
 """
 WAITING = f"""
 import sys
@@ -243,12 +265,26 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
         wait_until(lambda: redis.zcard("lanes:work:dead") == 2, "what fails, and what has expired")
         letters = [f"work/{number.decode()}" for number in redis.zrange("lanes:work:dead", 0, -1)]
         one, other = letters
+        run("sender_of_keys", KEYED, str(folder / "note"))
+        wait_until(lambda: redis.zcard("lanes:work:dead") == 3, "what has a key, and fails")
+        holds, let = folder / "holds", folder / "let"
+        run("sender_of_keys", HOLDING, str(let), str(holds), "held")
+        wait_until(holds.exists, "one of a key to run")
         run("operator", COMMANDS, "status", "dead list", f"dead show {one}", "pause work")
         wait_until(lambda: recorder.saw(b"BRPOP", b"lanes:work:never"), "workers to see that")
         run("sender", SENDING, str(folder / "note"))
+        run("sender_of_keys", KEYED, str(folder / "note"))
+        _lower_a_limit(projects["sender_of_keys"], run, str(folder / "note"))
+        let.touch()
         scrape(port)  # while something waits
         run("operator", REVOKING)
+        of_key = ("status work --keys", "advise", "revoke work --key k --yes")
+        of_key += ("purge work --key k --yes", "dead list --key k", "dead retry --key k")
+        run("operator", COMMANDS, *of_key)
         run("operator", COMMANDS, "status", "purge work --yes")
+        # Those without a key behind tokens, when they are fetched.
+        run("sender_of_keys", KEYED, str(folder / "note"))
+        run("sender", SENDING, str(folder / "note"))
         purge = f"dead purge {other} --yes"
         run("operator", COMMANDS, "resume work", f"dead retry {one}", purge)
         inspect = start("operator", "-m", "celery", "-A", worker.PACKAGE, "inspect", "active")
@@ -270,6 +306,16 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
             wait_until(lambda: len(redis.hgetall("lanes:work:workers")) == 2, "two workers")
     assert not redis.hgetall("lanes:work:workers")
     _scrape_anew(redis, port, exporter)
+
+
+def _lower_a_limit(project: Project, run: Run, note: str) -> None:
+    """What is known of a key's messages no longer holds for who sends the next."""
+    text = project.lanes_file.read_text(encoding="utf-8")
+    run("sender_of_keys", BEHIND_ONE, note)
+    limit = "[lanes.work]\nmax_running_per_key = 1\n"
+    project.lanes_file.write_text(text.replace("[lanes.work]\n", limit), encoding="utf-8")
+    run("sender_of_keys", BEHIND_ONE, note)
+    project.lanes_file.write_text(text, encoding="utf-8")
 
 
 def _scrape_anew(redis: Redis, port: int, exporter: Process) -> None:
