@@ -556,6 +556,14 @@ def messages_alone(broker: Any) -> list[Any]:
     return [message for message in messages(broker) if message != "keyed"]
 
 
+def test_tasks_of_a_group_and_a_chord_have_their_own_keys(sender: Any, broker: Any) -> None:
+    task = made(sender, key="customer_id")
+    group(task.s(number % 2) for number in range(4)).delay()
+    assert [len(of_key(broker, name)) for name in ("0", "1")] == [2, 2]
+    chord([task.s(7), task.s(7, "b.png").set(key="8")], task.si(9)).delay()
+    assert [len(of_key(broker, name)) for name in ("7", "8", "9")] == [1, 1, 0]
+
+
 def test_a_call_of_many_cannot_be_unique(sender: Any) -> None:
     task: Any = made(sender)
     with pytest.raises(TypeError, match="unexpected keyword argument 'unique'"):
@@ -610,7 +618,7 @@ def test_one_of_fifty_that_race_is_sent_and_all_have_its_result(
     """From threads of several processes, once they all stand ready."""
     project = Project(tmp_path, WORKED, broker.url)
     program = """
-import sys, threading
+import os, sys, threading
 from acme_tasks.celery import app
 
 app.send_task("echo", ("x",), ignore_result=True, unique="other")  # connected from here on
@@ -618,14 +626,15 @@ print("ready", flush=True)
 sys.stdin.readline()
 
 def send():
-    print(app.send_task("echo", ("x",), unique="nightly").id, flush=True)
+    id_ = app.send_task("echo", ("x",), unique="nightly").id
+    os.write(1, f"{id_}\\n".encode())  # one write, and so a line of its own
 
 threads = [threading.Thread(target=send) for _ in range(10)]
 [each.start() for each in threads]
 [each.join() for each in threads]
 """
     pipe = subprocess.PIPE
-    senders = [
+    senders: list[Any] = [
         subprocess.Popen(
             [sys.executable, "-c", program],
             cwd=tmp_path,

@@ -23,7 +23,7 @@ from .values import LONGEST_KEY, parse_duration
 OF_ONCE = ("unique", "unique_for", "unique_until", "replace")
 #: Names that are taken out of a call's options before Celery sends: ours, and what the router makes
 #: of them, under the names of the headers.
-OPTIONS = ("key", *OF_ONCE, KEY, ONCE)
+OPTIONS = frozenset(("key", *OF_ONCE, KEY, ONCE))
 #: Seconds that `unique_for` may be, at most.
 LONGEST_LOCK = 366 * 86_400
 
@@ -271,6 +271,8 @@ def check_alone(name: str, message: Any, once: Once | None) -> None:
         RoutingError: when the message or what follows it is to be sent once, and is part of more.
     """
     headers, embedded = message.headers, message.body[2]
+    if once is None and not embedded["chain"] and not embedded["chord"]:
+        return
     if once is not None:
         parts = {
             "a chain": embedded["chain"] is not None,  # empty in its last task

@@ -35,6 +35,7 @@ LANE_EXPIRES = "lane_expires"
 DUE = "lane_due"
 #: Option with a list, to which the id of the task is added that has what is to be sent once.
 FIRST = "lane_first"
+_OWN = frozenset((FIRST, *keyed.OPTIONS))
 #: Celery's own tasks behind `map`, `starmap` and `chunks`.
 _MAPS = ("celery.map", "celery.starmap")
 
@@ -66,6 +67,8 @@ class Router(celery.app.routes.Router):
             task_type = self.app.tasks.get(name)
             keyed_by = None  # its arguments are those of many
         options = self.placed(options, name, task_type)
+        if getattr(keyed_by, "find_key", None) is None and keyed.OPTIONS.isdisjoint(options):
+            return options  # most are, and need not be looked at any closer
         made = {
             KEY: keyed.key_of(name, options, args, kwargs, keyed_by),
             ONCE: keyed.once_of(name, options, args, kwargs, keyed_by),
@@ -222,11 +225,11 @@ class AMQP(celery.app.amqp.AMQP):
         def stamp_and_send(
             producer: Any, name: str, message: Any, *, queue: Any, **options: Any
         ) -> Any:
-            own = {each: options.pop(each, None) for each in (FIRST, *keyed.OPTIONS)}
+            own = {each: options.pop(each) for each in _OWN.intersection(options)}
             # Celery's sender would lay them over the stamp: those of a retry, or which a task hands
             # on, hold that of the run before.
             message.headers.update(options.pop("headers", None) or {})
-            mark(message.headers, own[KEY], own[ONCE])
+            mark(message.headers, own.get(KEY), own.get(ONCE))
             stamp(message.headers, lanes.for_queue(queue.name), self.app.server.clock.now())
             # Its workers declare a lane's queue; to do so for each message is an eighth of a send.
             options["declare"] = ()
@@ -238,7 +241,7 @@ class AMQP(celery.app.amqp.AMQP):
             try:
                 return send(producer, name, message, queue=queue, **options)
             except AlreadySent as error:
-                if own[FIRST] is None:
+                if FIRST not in own:
                     raise
                 # Not raised from here: Celery would throw away the connection, which is good.
                 own[FIRST].append(error.id)
