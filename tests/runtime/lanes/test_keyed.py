@@ -700,3 +700,48 @@ def test_a_task_of_a_chain_has_its_own_key_and_not_that_of_the_one_before(
     assert len(of_key(broker, "2", "slow")) == 1
     alone = [message for message in messages(broker, "slow_tasks") if message != "keyed"]
     assert [message["headers"].get(KEY) for message in alone] == [None]
+
+
+def test_each_lock_ends_when_the_page_says(tmp_path: Path, broker: Any) -> None:
+    lanes = WORKED.replace("concurrency = 2", "concurrency = 1\nprefetch = 1")
+    project = Project(tmp_path, lanes, broker.url)
+    app: Any = project.app()
+    go, seen = tmp_path / "go", tmp_path / "seen"
+
+    def locks() -> set[str]:
+        found = broker.redis.keys("lanes:quick:once:*")
+        return {unquote(key.decode().partition("once:")[2]) for key in found}
+
+    def echo(value: str, **options: Any) -> Any:
+        return app.send_task("echo", (value,), unique="x", **options)
+
+    with app, project.workers("quick"):
+        held = app.send_task(
+            "hold_until", (str(go), str(seen)), unique="start", unique_until="start"
+        )
+        wait_until(seen.exists, "the task to begin")
+        assert locks() == set()
+        next_ = [
+            app.send_task("hold_until", (str(go), str(seen)), unique="start", unique_until="start")
+            for _ in range(2)
+        ]
+        assert next_[0] == next_[1] != held
+        # One slot is busy: the first has not begun, and takes the newest arguments.
+        latest = [echo(value, replace=True) for value in ("first", "second", "third")]
+        go.touch()
+        assert {each.get(timeout=PATIENCE) for each in latest} == {"third"}
+        assert latest[0] == latest[1] == latest[2]
+        wait_until(lambda: not locks(), "the locks to go")
+
+        for_an_hour = echo("x", unique_for="1h")
+        assert for_an_hour.get(timeout=PATIENCE) == "x"
+        wait_until(lambda: not broker.redis.hlen("lanes:quick:leased"), "the end")
+        assert echo("y", unique_for="1h") == for_an_hour
+        failed = app.send_task("fail", (str(seen),), unique="x", unique_for="1h")
+        with pytest.raises(ValueError, match="always"):
+            failed.get(timeout=PATIENCE)
+        wait_until(lambda: locks() == {"echo:x"}, "the lock of what failed to go")
+        revoked = app.send_task("echo", ("x",), unique="late", countdown=3)
+        app.control.revoke(revoked.id)
+        assert "echo:late" in locks()
+        wait_until(lambda: locks() == {"echo:x"}, "the lock of what was revoked to go")
