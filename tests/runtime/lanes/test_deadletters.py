@@ -54,7 +54,7 @@ def set_aside(
     store = Store(redis, Keys(lane.name, lane.queue))
     if message is not None:
         redis.rpush(lane.queue, message)
-    _, _, id_, _, _ = store.run("exchange", EXCHANGE_KEYS, (1, 60, "owner", 0))
+    _, _, _, id_, _, _ = store.run("exchange", EXCHANGE_KEYS, (1, 60, "owner", 0))
     report = {"reason": reason, "error": "no", "traceback": None, "task": None, "task_id": None}
     assert store.set_aside(id_.decode(), report | more, cap=10_000, size=1 << 20, age=DAY) == 0
 

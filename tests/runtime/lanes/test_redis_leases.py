@@ -74,7 +74,7 @@ def queue(redis: Any) -> list[str]:
 def take(redis: Any, count: int, owner: str = OTHER) -> list[str]:
     """Fetch as the transport does; the ids of the new leases."""
     args = (count, LEASE, owner, 0)
-    return [id_.decode() for id_ in Store(redis, KEYS).run("exchange", EXCHANGE_KEYS, args)[2::3]]
+    return [id_.decode() for id_ in Store(redis, KEYS).run("exchange", EXCHANGE_KEYS, args)[3::3]]
 
 
 def deliveries(redis: Any) -> list[int]:
