@@ -111,6 +111,7 @@ FILES = [
     "src/acme_tasks/lanes/logs/lines.py",
     "src/acme_tasks/lanes/metrics.py",
     "src/acme_tasks/lanes/notify.py",
+    "src/acme_tasks/lanes/once.py",
     "src/acme_tasks/lanes/parent.py",
     "src/acme_tasks/lanes/planned.py",
     "src/acme_tasks/lanes/protocol.py",
