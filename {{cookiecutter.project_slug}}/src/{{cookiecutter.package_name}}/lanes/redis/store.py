@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 _SCRIPTS = Path(__file__).parent / "scripts"
 #: What stands in the queue for a message with a key, as JSON: see parts/lane.lua.
 STAND_IN = "keyed"
-#: Headers of a message, made by keyed.py: its key, and what it says of its lock.
+#: Headers of a message, made by keyed.py and once.py: its key, and its lock.
 KEY, ONCE = "lane_key", "lane_once"
 #: What is put in front of scripts. `lane` has keys and an argument of its own, behind all others.
 _PARTS = {
