@@ -300,7 +300,8 @@ local function unmark(id)
     if redis.call('HINCRBY', running, key, -1) <= 0 then
       redis.call('HDEL', running, key)
     end
-    if at_once > 0 then
+    -- Without a limit, too, where somebody with another lanes.toml has noted that none may start.
+    if at_once > 0 or redis.call('HGET', keys, key) == '0' then
       settle(key)
     end
   end
