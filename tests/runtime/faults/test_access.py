@@ -96,7 +96,7 @@ HOLDING = f"""
 import sys
 from {worker.PACKAGE}.tasks import hold_until
 go, begun, *key = sys.argv[1:]
-hold_until.apply_async((go, begun), **({{"key": key[0]}} if key else {{}}))
+print(hold_until.apply_async((go, begun), **({{"key": key[0]}} if key else {{}})).id)
 """
 WAITING = f"""
 import sys
@@ -304,9 +304,9 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
         run("doctor", COMMANDS, "doctor")
         # A worker that was killed: another takes its task back, and its successor its name.
         begun, go = folder / "begun", folder / "go"
-        run("sender", HOLDING, str(go), str(begun))
+        held = run("sender", HOLDING, str(go), str(begun)).strip()
         wait_until(begun.exists, "one to run it")
-        killed = next(name for name, each in workers.items() if "Task hold_until[" in each.log)
+        killed = next(name for name, each in workers.items() if f"hold_until[{held}]" in each.log)
         workers[killed].kill()
         wait_until(lambda: len(begun.read_text().split()) == 2, "the other to run it")
         go.touch()
