@@ -118,8 +118,9 @@ end
 local function turn_of_plain()
   redis.call('HDEL', state, 'plain')
   local message
-  -- Not by the number alone: beside one key, that would be even, or odd, at each turn of theirs.
-  if (number + clock[2]) % 2 == 0 then
+  -- Half and half, whatever the distance between two turns of theirs: beside one key, all of these numbers are
+  -- even, or all are odd. Multiples of the golden ratio fall on both sides of a half in turn, for any distance.
+  if number * 0.6180339887 % 1 < 0.5 then
     message = due_plain() or queued_plain()
   else
     message = queued_plain() or due_plain()
