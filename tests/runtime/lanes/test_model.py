@@ -118,7 +118,8 @@ class Lane(RuleBasedStateMachine):
 
     def _message(self, **headers: Any) -> bytes:
         self.sent += 1
-        message = json.dumps({"headers": {"id": str(self.sent), **headers}}).encode()
+        whole = {"body": self.sent, "headers": {"id": str(self.sent), **headers}}
+        message = json.dumps(whole).encode()
         self.there[message] += 1
         return message
 
