@@ -175,7 +175,7 @@ if redis.call('EXISTS', turns) == 0 then
     redis.call('DEL', state, running)
   elseif leased < wanted and redis.call('LLEN', queue) > 0 and not is_any_plain() then
     -- Likewise; somebody else has changed these keys. They would wake us for ever.
-    redis.call('DEL', queue)
+    redis.call('LREM', queue, 0, TOKEN)
     redis.call('HSET', state, 'added', 0, 'removed', 0, 'seen', 0, 'free', 0)
     for _, key in ipairs(redis.call('HKEYS', keys)) do
       redis.call('HSET', keys, key, 0)
