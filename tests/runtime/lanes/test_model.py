@@ -118,7 +118,7 @@ class Lane(RuleBasedStateMachine):
 
     def _message(self, **headers: Any) -> bytes:
         self.sent += 1
-        whole = {"body": self.sent, "headers": {"id": str(self.sent), **headers}}
+        whole = {"body": self.sent, "headers": {"id": _id(self.sent), **headers}}
         message = json.dumps(whole).encode()
         self.there[message] += 1
         return message
@@ -142,7 +142,7 @@ class Lane(RuleBasedStateMachine):
     )
     def send_with_a_key(self, key: str, once: str, seconds: float | None) -> None:
         """Or without one, and to be sent once, for which there are two locks."""
-        id_, name = str(self.sent + 1), f"lock-{key}"
+        id_, name = _id(self.sent + 1), f"lock-{key}"
         headers = {"lane_key": key} if key else {}
         if once:
             headers["lane_once"] = f"{once} 0 0 {id_} {name}"
@@ -609,6 +609,11 @@ class Lane(RuleBasedStateMachine):
             for digest, count in self.redis.hgetall(KEYS("deliveries")).items()
         }
         assert noted == self.counted
+
+
+def _id(number: int) -> str:
+    """Of a task; as with Celery's, nothing else in its message reads like it."""
+    return f"task-{number:06d}"
 
 
 def _key_of(message: bytes) -> str:
