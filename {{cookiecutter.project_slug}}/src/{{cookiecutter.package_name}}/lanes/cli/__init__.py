@@ -206,7 +206,7 @@ def prove(slow: int, burn: bool, plot: Path | None, as_json: bool) -> None:
 
 for _other in (
     *(overview.status, operate.metrics, operate.examine),
-    *(operate.pause, operate.resume, operate.purge),
+    *(operate.pause, operate.resume, operate.purge, operate.revoke),
 ):
     _main.add_command(_other)
 _main.add_command(advise.advise)

@@ -80,14 +80,18 @@ class QoS(kombu_redis.QoS):
         """Without kombu's second write, between which and the first a kill loses the message."""
         virtual.QoS.append(self, message, delivery_tag)
 
-    def ack(self, delivery_tag: str) -> None:
-        """By way of the leases, which know what to do when the broker or the channel is gone."""
+    def ack(self, delivery_tag: str, *, revoked: bool = False) -> None:
+        """By way of the leases, which know what to do when the broker or the channel is gone.
+
+        Args:
+            revoked: its task was revoked.
+        """
         # The event loop's next round tells Redis of all that were done in this one; without the
         # loop, or once the worker stops and it turns no more, nobody would. A closed channel, left
         # by a connection that was lost, has no connection.
         transport = self.channel.connection
         loop_turns = transport is not None and transport.looped and not _is_stopping()
-        self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns)
+        self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns, revoked=revoked)
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
