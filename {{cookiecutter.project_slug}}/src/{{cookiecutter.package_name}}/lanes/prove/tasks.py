@@ -11,6 +11,7 @@ from .. import settings
 from ..redis.connect import Server
 
 STARTS = "prove:starts"  # Redis list of [number of the probe, seconds it waited]
+ENDS = "prove:ends"  # Redis list with an element for each end of a `work`
 
 
 @functools.cache
@@ -30,6 +31,13 @@ def probe(number: int, sent_at: float) -> None:
 def sleep(seconds: float) -> None:
     """Work that waits for something else."""
     time.sleep(seconds)
+
+
+@shared_task(name="prove.work", ignore_result=True)
+def work(seconds: float) -> None:
+    """Work that waits for something else, and reports its end."""
+    time.sleep(seconds)
+    _client().rpush(ENDS, "")
 
 
 @shared_task(name="prove.burn", ignore_result=True)
