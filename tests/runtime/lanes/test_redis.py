@@ -397,7 +397,9 @@ def test_more_than_a_thousand_of_several_owners_go_back_in_their_order(store: St
 
 
 def scripts_run(store: Store) -> int:
-    return int(store.redis.info("commandstats")["cmdstat_evalsha"]["calls"])
+    """But for those that the server had to be told first."""
+    said = store.redis.info("commandstats")["cmdstat_evalsha"]
+    return int(said["calls"]) - int(said["failed_calls"])
 
 
 @pytest.mark.parametrize("way", ["hand_back", "rescue_from", "requeue", "acknowledge"])

@@ -17,7 +17,7 @@ import kombu
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
-from . import keyed
+from . import keyed, once
 from .config import Lane, Lanes
 from .errors import AlreadySent, RoutingError
 from .protocol import shown
@@ -35,6 +35,9 @@ LANE_EXPIRES = "lane_expires"
 DUE = "lane_due"
 #: Option with a list, to which the id of the task is added that has what is to be sent once.
 FIRST = "lane_first"
+#: Options that are taken out before Celery sends: a call's, and what the router makes of them under
+#: the names of the headers.
+_OWN = frozenset(("key", *once.OPTIONS, KEY, ONCE, FIRST))
 #: Celery's own tasks behind `map`, `starmap` and `chunks`.
 _MAPS = ("celery.map", "celery.starmap")
 
@@ -66,9 +69,11 @@ class Router(celery.app.routes.Router):
             task_type = self.app.tasks.get(name)
             keyed_by = None  # its arguments are those of many
         options = self.placed(options, name, task_type)
+        if getattr(keyed_by, "find_key", None) is None and _OWN.isdisjoint(options):
+            return options  # most are, and need not be looked at any closer
         made = {
             KEY: keyed.key_of(name, options, args, kwargs, keyed_by),
-            ONCE: keyed.once_of(name, options, args, kwargs, keyed_by),
+            ONCE: once.once_of(name, options, args, kwargs, keyed_by),
         }
         options.pop(KEY, None)
         options.pop(ONCE, None)
@@ -201,7 +206,7 @@ class AMQP(celery.app.amqp.AMQP):
 
         Raises:
             RoutingError: when it, or what follows it, may not be sent at all, and more waits for
-                that; see `keyed.check_alone`.
+                that; see `once.check_alone`.
         """
         if countdown or expires:
             now = datetime.fromtimestamp(self.app.server.clock.now(), UTC)
@@ -210,7 +215,7 @@ class AMQP(celery.app.amqp.AMQP):
         options.setdefault("kwargsrepr", shown(kwargs or {}))
         when = (countdown, eta, group_id, group_index, expires)
         message = super().as_task_v2(task_id, name, args, kwargs, *when, *more, **options)
-        keyed.check_alone(name, message, options.get(ONCE))
+        once.check_alone(name, message, options.get(ONCE))
         return message
 
     @cached_property
@@ -222,11 +227,11 @@ class AMQP(celery.app.amqp.AMQP):
         def stamp_and_send(
             producer: Any, name: str, message: Any, *, queue: Any, **options: Any
         ) -> Any:
-            own = {each: options.pop(each, None) for each in (FIRST, *keyed.OPTIONS)}
+            own = {each: options.pop(each) for each in _OWN.intersection(options)}
             # Celery's sender would lay them over the stamp: those of a retry, or which a task hands
             # on, hold that of the run before.
             message.headers.update(options.pop("headers", None) or {})
-            mark(message.headers, own[KEY], own[ONCE])
+            mark(message.headers, own.get(KEY), own.get(ONCE))
             stamp(message.headers, lanes.for_queue(queue.name), self.app.server.clock.now())
             # Its workers declare a lane's queue; to do so for each message is an eighth of a send.
             options["declare"] = ()
@@ -238,7 +243,7 @@ class AMQP(celery.app.amqp.AMQP):
             try:
                 return send(producer, name, message, queue=queue, **options)
             except AlreadySent as error:
-                if own[FIRST] is None:
+                if FIRST not in own:
                     raise
                 # Not raised from here: Celery would throw away the connection, which is good.
                 own[FIRST].append(error.id)
@@ -260,20 +265,20 @@ def _giving_up_in_time() -> Callable[[Exception, float], None]:
     return may_try_again
 
 
-def mark(headers: dict[str, Any], key: str | None, once: keyed.Once | None = None) -> None:
+def mark(headers: dict[str, Any], key: str | None, lock: once.Once | None = None) -> None:
     """Write whose a message is, and what is sent once; a task hands neither on to others.
 
     Args:
         headers: a message's, with its `id` and its `retries`.
         key: as its header says it.
-        once: None where the message is sent in any case.
+        lock: None where the message is sent in any case.
     """
     for header in (KEY, ONCE):
         headers.pop(header, None)
     if key is not None:
         headers[KEY] = key
-    if once is not None:
-        headers[ONCE] = once.header(headers["id"], headers["retries"])
+    if lock is not None:
+        headers[ONCE] = lock.header(headers["id"], headers["retries"])
 
 
 def stamp(headers: dict[str, Any], lane: Lane, now: float) -> None:

@@ -85,6 +85,8 @@ def _of_celery(app: Any, name: str, given: Mapping[str, Any]) -> Entry:
         "kwargs": dict(given.get("kwargs") or {}),
         "options": dict(given.get("options") or {}),
     }
+    if said["options"].get("replace"):
+        raise ValueError("replace is not kept: each run has an id of its own; say unique alone")
     try:
         dumps((said["args"], said["kwargs"]), "json")
     except Exception as error:  # noqa: BLE001 - of whatever is in it

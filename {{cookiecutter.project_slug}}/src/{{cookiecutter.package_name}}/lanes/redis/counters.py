@@ -38,7 +38,8 @@ class Counters:
         ages = [age for _, age in _PERIODS.values()]
         periods = [f"counts:{name}:{now // seconds:.0f}" for name, (seconds, _) in _PERIODS.items()]
         keys = ("loads", "counts:names", "counts", *periods)
-        keys += ("delayed", "keyed:delayed", "keyed:state", "queue", *PRIORITY_LISTS)
+        keys += ("delayed", "keyed:delayed", "keyed:state", "keyed:messages:", "queue")
+        keys += PRIORITY_LISTS
         flat = [
             part
             for what, task, amount in additions

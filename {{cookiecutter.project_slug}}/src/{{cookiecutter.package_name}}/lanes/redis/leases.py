@@ -430,6 +430,7 @@ class Leases:
         self._tell_pending()
         for id_, report in list(self._letters.items()):
             self.set_aside(id_, report)
+        self.store.promote(keyed=True)
         rescued = self.store.rescue_expired(
             lease=self.lease, at_once=self.concurrency, most=self.max_deliveries
         )

@@ -4,6 +4,7 @@ Every other module asks a `Store`. A message is in exactly one place: in the que
 delayed ones, leased, or a dead letter; it leaves by acknowledgement or by a purge alone.
 """
 
+import heapq
 import json
 import math
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, Self, TypeVar
@@ -22,7 +24,7 @@ _T = TypeVar("_T")
 _SCRIPTS = Path(__file__).parent / "scripts"
 #: What stands in the queue for a message with a key, as JSON: see parts/lane.lua.
 STAND_IN = "keyed"
-#: Headers of a message, made by keyed.py: its key, and what it says of its lock.
+#: Headers of a message, made by keyed.py and once.py: its key, and its lock.
 KEY, ONCE = "lane_key", "lane_once"
 #: What is put in front of scripts. `lane` has keys and an argument of its own, behind all others.
 _PARTS = {
@@ -42,6 +44,8 @@ _PARTS = {
 def script(name: str) -> str:
     """The text of a script, with what it shares with others."""
     files = [*(f"parts/{part}" for part in _PARTS.get(name, ())), name]
+    if name == "exchange":  # what comes first returns where no message has a key
+        files = ["exchange", "parts/lane", "parts/turns"]
     return "\n".join((_SCRIPTS / f"{each}.lua").read_text(encoding="utf-8") for each in files)
 
 
@@ -72,6 +76,7 @@ LOOK = 4.0
 RELEASE_WAITS = (1.0, 30.0)
 #: Messages in one step, some 15 ms, while which Redis serves nobody else.
 BATCH = 1000
+_PROMOTIONS = 10  # steps of as many messages
 _STEP = "\x06\x16"  # between a queue's name and a priority, in the names of kombu's lists
 #: Last parts of the names of a lane's keys that hold messages, or say who is at work.
 _OF_A_LANE = ("delayed", "leased", "dead", "workers", "paused", "keyed")
@@ -307,15 +312,18 @@ class Store:
         batch.add("evalsha", send.sha, len(names), *names, *arguments)
         return []
 
-    def promote(self) -> int:
-        """Put what is due in the queue: for who consumes that, and leases nothing.
+    def promote(self, *, keyed: bool = False) -> None:
+        """Put what is due behind what waits already, up to 10,000 messages.
 
-        Of messages with a key, who leases does the same when it fetches, up to 1,000 in one step.
+        For who consumes the queue itself, and leases nothing. Who leases takes what is due from
+        where it is; but the first of a key may be due behind thousands of another's.
 
-        Returns:
-            How many of those there were; of 1,000 there may be more.
+        Args:
+            keyed: messages with a key alone.
         """
-        return int(self.run("promote", (), ()))
+        for _ in range(_PROMOTIONS):
+            if int(self.run("promote", (), ("keyed" if keyed else "all",))) < BATCH:
+                return
 
     def take(self) -> bytes | None:
         """The message of which a token was taken from the queue; likewise."""
@@ -632,15 +640,15 @@ class Store:
         Yields:
             How many went in each step.
         """
-        only, looked = "" if key is None else quoted(key), 0
-        while most > 0 and looked >= 0:
-            args = (what, min(most, _PURGED), only, looked)
-            gone, looked = map(int, self.run("purge", ("deliveries", *PRIORITY_LISTS), args))
-            if key is None:
-                looked = 0 if gone else -1
+        only, so_far = "" if key is None else quoted(key), b""
+        keys = ("deliveries", *PRIORITY_LISTS)
+        while most > 0:
+            gone, so_far = self.run("purge", keys, (what, min(most, _PURGED), only, so_far))
             most -= gone
             if gone:
-                yield gone
+                yield int(gone)
+            if not so_far:
+                return
 
     def keys_waiting(self, most: int = 10) -> list[KeyState]:
         """Keys that have messages waiting in the queue, those of which most wait first.
@@ -648,22 +656,31 @@ class Store:
         Args:
             most: keys.
         """
-        found = self.redis.zrevrange(self.keys("keyed:waiting"), 0, most - 1, withscores=True)
+        found: list[tuple[int, bytes]] = []
+        scan = self.redis.hscan_iter(self.keys("keyed:keys"), count=BATCH)
+        while part := list(islice(scan, BATCH)):
+            with self.redis.pipeline(transaction=False) as pipe:
+                for name, _ in part:
+                    pipe.llen(self.keys(f"keyed:messages:{name.decode()}"))
+                lengths = pipe.execute()
+            found += [(length, name) for length, (name, _) in zip(lengths, part, strict=True)]
+            found = heapq.nlargest(most, found)
+        found = [(length, name) for length, name in found if length]
         if not found:
             return []
-        names = [name for name, _ in found]
+        names = [name for _, name in found]
         with self.redis.pipeline() as pipe:
             pipe.hmget(self.keys("keyed:running"), names)
             pipe.zmscore(self.keys("keyed:rates"), names)
             running, rates = pipe.execute()
         states = []
-        for (name, waiting), runs, rate in zip(found, running, rates, strict=True):
+        for (waiting, name), runs, rate in zip(found, running, rates, strict=True):
             most_running, held = self.keys.limits.running, ""
             if most_running is not None and int(runs or 0) >= most_running:
                 held = "max_running_per_key"
             elif rate is not None:
                 held = "rate_per_key"
-            states.append(KeyState(unquote(name.decode()), int(waiting), int(runs or 0), held))
+            states.append(KeyState(unquote(name.decode()), waiting, int(runs or 0), held))
         return states
 
     def ids_of(self, key: str) -> Iterator[str]:
@@ -729,8 +746,9 @@ class Store:
         for name in ("delayed", "keyed:delayed"):
             pipe.zcount(self.keys(name), "-inf", now).zcard(self.keys(name))
             pipe.zrange(self.keys(name), 0, 0, withscores=True)
-        pipe.hmget(self.keys("keyed:state"), "tokens", "waiting")
-        pipe.zcard(self.keys("keyed:waiting")).hlen(self.keys("keyed:tokens"))
+        fields = ("added", "removed", "waiting", "free")
+        pipe.hmget(self.keys("keyed:state"), fields).hlen(self.keys("keyed:keys"))
+        pipe.llen(self.keys("keyed:messages:"))
         pipe.hlen(self.keys("leased")).zcard(self.keys("dead")).exists(self.keys("paused"))
         pipe.hmget(self.keys("dead:totals"), "never", "never_bytes")
         for name in ("queue", *PRIORITY_LISTS):
@@ -739,14 +757,14 @@ class Store:
     @staticmethod
     def read_counts(replies: Sequence[Any], now: float) -> Counts:
         """What `counts` returns."""
-        of_plain, of_keyed, (keyed, keys, free, *rest) = replies[:3], replies[3:6], replies[6:]
+        of_plain, of_keyed, (said, keys, plain, *rest) = replies[:3], replies[3:6], replies[6:]
         leased, dead, paused, never, *waiting = rest
         due, delayed = (sum(pair) for pair in zip(of_plain[:2], of_keyed[:2], strict=True))
         firsts = [first[0][1] for count, _, first in (of_plain, of_keyed) if count]
         # A token stands in the queue for a message that may start; those of keys wait elsewhere.
-        tokens, with_key = (int(each or 0) for each in keyed)
+        added, removed, with_key, free = (int(each or 0) for each in said)
         return Counts(
-            waiting=sum(waiting) - tokens + with_key + due,
+            waiting=sum(waiting) - (added - removed) + plain + with_key + due,
             delayed=delayed - due,
             leased=leased,
             dead=dead,

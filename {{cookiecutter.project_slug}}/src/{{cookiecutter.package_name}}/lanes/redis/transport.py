@@ -26,7 +26,7 @@ from .connect import Server
 from .fetch import MOST, Fetch, Fetched, Leased
 from .leases import Leases
 from .revocations import Revocations
-from .store import BATCH, EXCHANGE, KEY, NO_LIMITS, ONCE, STAND_IN, Keys, Limits, Store, instant
+from .store import EXCHANGE, KEY, NO_LIMITS, ONCE, STAND_IN, Keys, Limits, Store, instant
 
 logger = logging.getLogger(__name__)
 
@@ -351,8 +351,7 @@ class LeasedChannel(kombu_redis.Channel):
         lanes = {queue: self.lane_by_queue.get(queue) for queue in self.active_queues}
         for queue, lane in lanes.items():
             if lane is not None:
-                while self._store(lane, queue).promote() >= BATCH:
-                    pass
+                self._store(lane, queue).promote()
         return FETCH if any(lanes.values()) else timeout
 
     def _brpop_read(self, **options: Any) -> bool:

@@ -32,4 +32,5 @@ redis.call('HSET', KEYS[3], ARGV[1], cjson.encode({
   late = (before.late or 0) + (late > tonumber(ARGV[7]) and 1 or 0),
   missed = (before.missed or 0) + tonumber(ARGV[6]),
 }))
+finish()
 return 'sent'

@@ -22,4 +22,5 @@ unmark(ARGV[1])
 hold_again(message)
 message = until_due(message, time() + ARGV[2] * deliveries)
 redis.call('HSET', KEYS[3], redis.sha1hex(message), deliveries)
+finish()
 return 1

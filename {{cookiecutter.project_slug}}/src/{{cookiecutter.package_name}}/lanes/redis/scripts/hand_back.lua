@@ -18,3 +18,4 @@ for index = #ARGV, 1, -1 do
     to_front(message)
   end
 end
+finish()

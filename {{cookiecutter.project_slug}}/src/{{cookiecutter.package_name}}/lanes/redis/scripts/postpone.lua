@@ -15,3 +15,4 @@ for index = 1, #ARGV, 2 do
     until_due(message, ARGV[index + 1])
   end
 end
+finish()

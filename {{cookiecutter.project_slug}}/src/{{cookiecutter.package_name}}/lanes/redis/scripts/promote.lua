@@ -1,12 +1,15 @@
--- Put delayed messages that are due in their queue, behind what waits there, first due first.
+-- Put delayed messages that are due behind what waits already, first due first.
 -- KEYS: those of parts/lane.lua
--- ARGV: the limits
+-- ARGV: "all", or "keyed" for those with a key alone; the limits
 -- Returns how many had a key: with 1,000 there may be more.
 local now = time()
-local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)
-for _, message in ipairs(due) do
-  redis.call('ZREM', delayed, message)
-  redis.call('LPUSH', queue, message)
+if ARGV[1] == 'all' then
+  for _, message in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)) do
+    redis.call('ZREM', delayed, message)
+    redis.call('LPUSH', queue, message)
+  end
 end
 revive(now)
-return sort_due(now)
+local sorted = sort_due(now)
+finish()
+return sorted

@@ -1,12 +1,16 @@
 -- Delete some of the messages that wait, or are delayed, with their counts of deliveries.
 -- KEYS: deliveries, then the queue's lists for lower priorities, then those of parts/lane.lua
 -- ARGV: "waiting" for what may be fetched, in the queue or due; or "delayed" for what is not due; most to
---       delete; a key, for its messages alone, or ''; how many of the delayed ones with a key were looked at
---       before; the limits
--- Returns how many went, and how many of the delayed ones were looked at, or -1 when that was all.
+--       delete; a key, for its messages alone, or ''; how far earlier steps have got, or ''; the limits
+-- Returns how many went, and how far it got, or '' when that was all: "keys" and a cursor in the hash of them, or
+-- "due" and how many of the delayed ones with a key were looked at.
 redis.call('ZREM', delayed, '')
 
-local most, only, looked = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local most, only = tonumber(ARGV[2]), ARGV[3]
+local phase, at = string.match(ARGV[4], '^(%a+) (%d+)$')
+if not phase then
+  phase, at = ARGV[1] == 'waiting' and 'keys' or 'due', '0'
+end
 local now = string.format('%.6f', time())
 local from, to = '(' .. now, '+inf'
 if ARGV[1] == 'waiting' then
@@ -17,6 +21,7 @@ local gone = 0
 local counted = redis.call('EXISTS', KEYS[1]) == 1
 local function forget(message)
   gone = gone + 1
+  count_locked(message, -1)
   ended(header(message, 'lane_once'), 'purged')
   if counted then
     local digest = redis.sha1hex(message)
@@ -42,7 +47,7 @@ local function forget_list(list, is_among_tokens)
       break
     end
     if is_among_tokens then
-      remove_tokens(1)
+      owed = owed - 1
     end
     if message ~= TOKEN then
       forget(message)
@@ -57,36 +62,56 @@ local function forget_due(set)
   end
 end
 
-if only ~= '' then
-  if ARGV[1] == 'waiting' then
-    forget_key(only)
-  end
-  local found = redis.call('ZRANGEBYSCORE', keyed_delayed, from, to, 'LIMIT', looked, 1000)
-  local stay = 0
-  for _, message in ipairs(found) do
-    if key_of(message) == only and gone < most then
-      redis.call('ZREM', keyed_delayed, message)
-      forget(message)
-    else
-      stay = stay + 1
-      if gone >= most then
-        break
-      end
-    end
-  end
-  return {gone, (#found < 1000 and gone < most) and -1 or looked + stay}
+local function so_far(...)
+  finish()
+  return {gone, string.format(...)}
 end
 
-if ARGV[1] == 'waiting' then
-  -- Those with a key first: then the queue has no tokens.
-  while gone < most do
-    local key = redis.call('ZRANGE', waiting, 0, 0)[1]
-    if not key then
+-- 1. What waits and has a key; when there is no more of it, the queue has no tokens.
+if phase == 'keys' and only ~= '' then
+  forget_key(only)
+elseif phase == 'keys' then
+  local found = redis.call('HSCAN', keys, at)
+  for index = 1, #found[2], 2 do
+    forget_key(found[2][index])
+  end
+  if gone >= most or found[1] ~= '0' then
+    return so_far('keys %s', gone >= most and at or found[1])
+  end
+  finish()
+end
+if gone >= most then
+  return so_far('keys 0')
+end
+
+-- 2. What is due, or delayed, of one key: among that of the others, a thousand at a time.
+if only ~= '' then
+  local looked, stay = phase == 'due' and tonumber(at) or 0, 0
+  local found = redis.call('ZRANGEBYSCORE', keyed_delayed, from, to, 'LIMIT', looked, 1000)
+  for index = 1, #found do
+    if gone >= most then
       break
     end
-    forget_key(key)
+    if key_of(found[index]) == only then
+      redis.call('ZREM', keyed_delayed, found[index])
+      forget(found[index])
+    else
+      stay = stay + 1
+    end
   end
-  forget_list(plain, true)
+  if gone >= most or #found == 1000 then
+    return so_far('due %d', looked + stay)
+  end
+  return so_far('')
+end
+
+-- 3. All else.
+if ARGV[1] == 'waiting' then
+  -- Its tokens go with it, and what stood before them in the queue takes its place.
+  while gone < most and redis.call('EXISTS', plain) == 1 do
+    forget_list(plain, true)
+    finish()
+  end
   forget_list(queue)
   for index = 2, #KEYS do
     forget_list(KEYS[index])
@@ -98,4 +123,4 @@ end
 if gone < most then
   forget_due(keyed_delayed)
 end
-return {gone, -1}
+return so_far(gone >= most and (ARGV[1] == 'waiting' and 'keys 0' or 'due 0') or '')

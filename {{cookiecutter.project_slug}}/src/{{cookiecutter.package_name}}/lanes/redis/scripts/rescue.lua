@@ -61,4 +61,5 @@ for index = #ARGV - 1, 5, -2 do
     redis.call('ZREM', KEYS[2], id)
   end
 end
+finish()
 return reply

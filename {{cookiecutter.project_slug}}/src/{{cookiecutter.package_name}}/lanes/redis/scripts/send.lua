@@ -10,4 +10,5 @@ local reply = {}
 for index = 2, #ARGV do
   reply[#reply + 1] = send_once(ARGV[index], ARGV[1])
 end
+finish()
 return reply

@@ -1,5 +1,5 @@
 -- When some of the messages that wait were sent, and were due: those at both ends of each list, and the first
--- of the keys whose turn is next, and of those of which most wait.
+-- of each key whose turn is next; of keys at a limit of theirs, none.
 -- KEYS: the queue and its lists for lower priorities, then those of parts/lane.lua
 -- ARGV: the header with the time of sending; most messages to look at from each end, most bytes of them; the
 --       limits
@@ -16,14 +16,10 @@ local function say(message)
   end
 end
 
-for _, keys in ipairs({
-  redis.call('ZRANGE', turns, 0, most - 1), redis.call('ZREVRANGE', waiting, 0, most - 1),
-}) do
-  for _, key in ipairs(keys) do
-    local first = redis.call('LINDEX', messages .. key, -1)
-    if first then
-      say(first)
-    end
+for _, key in ipairs(redis.call('LRANGE', turns, -most, -1)) do
+  local first = redis.call('LINDEX', messages .. key, -1)
+  if first then
+    say(first)
   end
 end
 

@@ -50,4 +50,5 @@ while dropped < 1000 do
   end
   dropped = dropped + forget(oldest[1])
 end
+finish()
 return dropped

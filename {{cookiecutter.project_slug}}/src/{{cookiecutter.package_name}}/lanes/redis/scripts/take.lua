@@ -2,17 +2,23 @@
 -- KEYS: those of parts/lane.lua
 -- ARGV: the limits, which nobody keeps who leases nothing
 -- Returns the message, or nothing.
-add_tokens(1)  -- the one that was taken
-local key = redis.call('ZPOPMIN', turns)[1]
+redis.call('HINCRBY', state, 'removed', 1)  -- the one that was taken
+owed = owed + 1
+local key = redis.call('RPOP', turns)
 if key == '' then
-  key = redis.call('ZPOPMIN', turns)[1]
+  redis.call('HDEL', state, 'plain')
+  key = redis.call('RPOP', turns)
 end
-if not key then
-  local message = redis.call('RPOP', plain)
-  remove_tokens(1)
-  return message
+local message
+if key then
+  message = leave(key)
+  settle(key, true)
+else
+  message = redis.call('RPOP', plain)
+  owed = owed - 1
 end
-local message = leave(key)
-settle(key)
-ended(message and header(message, 'lane_once'), 'done')
+if message then
+  ended(header(message, 'lane_once'), 'done')
+end
+finish()
 return message

@@ -17,4 +17,5 @@ for index = 2, #ARGV, ARGV[1] == 'retry' and 2 or 1 do
     taken = taken + 1
   end
 end
+finish()
 return taken

@@ -7,26 +7,29 @@
 -- queue has a token, so that it wakes who waits for the queue, and counts in its length.
 --
 --   keyed:messages:<key>  list: messages of a key; with '', those without one that stood among tokens
---   keyed:waiting         sorted set of keys by how many messages wait
---   keyed:turns           sorted set of keys by their turn's number
---   keyed:tokens          hash of key to how many tokens are in the queue for it
+--   keyed:turns           list of keys by whose turn is next, the next on the right
+--   keyed:keys            hash of key to twice its tokens in the queue, and 1 more when it is in `turns`
 --   keyed:running         hash of key to how many of its messages are leased
 --   keyed:rates           sorted set of keys by when the next may start
 --   keyed:delayed         as `delayed`, of messages with a key
 --   keyed:leased          hash of lease id to key and lock, of messages that have either
---   keyed:state           hash: `turn`, the last number; `tokens` of keys and `waiting` messages, in all;
---                         `seen`, how many at the queue's right end are known to be tokens
+--   keyed:state           hash: messages with a key `waiting`, messages with a lock alone that are `locked`, and
+--                         keys that are `free` to start, in all; tokens `added` and `removed` ever; what `removed`
+--                         will be when no more of the queue, from its right end, is `seen` to be tokens; `plain`
+--                         when '' is in `turns`. It is there while any other of these is, or a message with a lock.
 --   once:<name>           number of retries and id of the task that holds the lock
 --   latest                hash of task id to when it is due and the message that takes its place
 local lane, queue = table.remove(KEYS), table.remove(KEYS)
 local at_once, interval = string.match(table.remove(ARGV), '(%S+) (%S+)')
 at_once, interval = tonumber(at_once), tonumber(interval)
 local TOKEN = '"keyed"'
-local messages, waiting, turns = lane .. 'keyed:messages:', lane .. 'keyed:waiting', lane .. 'keyed:turns'
-local tokens, running, rates = lane .. 'keyed:tokens', lane .. 'keyed:running', lane .. 'keyed:rates'
-local marks, state, latest = lane .. 'keyed:leased', lane .. 'keyed:state', lane .. 'latest'
+local messages, turns, keys = lane .. 'keyed:messages:', lane .. 'keyed:turns', lane .. 'keyed:keys'
+local running, rates, marks = lane .. 'keyed:running', lane .. 'keyed:rates', lane .. 'keyed:leased'
+local state, latest = lane .. 'keyed:state', lane .. 'latest'
 local delayed, keyed_delayed = lane .. 'delayed', lane .. 'keyed:delayed'
 local plain = messages  -- of the key ''
+-- What has changed, and is written by `finish`: most of it cancels out.
+local owed, more_waiting, more_free, more_locked = 0, 0, 0, 0
 
 local function time()
   local clock = redis.call('TIME')
@@ -52,71 +55,86 @@ end
 
 -- How many messages without a key stand in the queue itself.
 local function plain_in_queue()
-  return redis.call('LLEN', queue) - in_state('tokens') - redis.call('LLEN', plain)
+  return redis.call('LLEN', queue) - in_state('added') + in_state('removed')
 end
 
 local function add_tokens(count)
   local all_tokens = plain_in_queue() <= 0
-  for _ = 1, count do
-    redis.call('LPUSH', queue, TOKEN)
+  for from = 1, count, 1000 do
+    local some = {}
+    for index = 1, math.min(1000, count - from + 1) do
+      some[index] = TOKEN
+    end
+    redis.call('LPUSH', queue, unpack(some))
   end
+  redis.call('HINCRBY', state, 'added', count)
   if all_tokens then
-    redis.call('HSET', state, 'seen', redis.call('LLEN', queue))
+    redis.call('HSET', state, 'seen', in_state('removed') + redis.call('LLEN', queue))
   end
 end
 
--- Whichever token it is; a message that stands before it keeps its place among those without a key.
+-- Whichever tokens they are; a message that stands before them keeps its place among those without a key, and
+-- the token that was to go is its own.
 local function remove_tokens(count)
-  for _ = 1, count do
-    local first = redis.call('RPOP', queue)
+  local removed = 0
+  for _, first in ipairs(redis.call('RPOP', queue, count) or {}) do
     if first == TOKEN then
-      if in_state('seen') > 0 then
-        redis.call('HINCRBY', state, 'seen', -1)
-      end
-    elseif first then
+      removed = removed + 1
+    else
       redis.call('LPUSH', plain, first)
     end
   end
+  redis.call('HINCRBY', state, 'removed', removed)
+end
+
+-- Each script ends with this.
+local function finish()
+  if more_waiting ~= 0 then
+    redis.call('HINCRBY', state, 'waiting', more_waiting)
+  end
+  if more_free ~= 0 then
+    redis.call('HINCRBY', state, 'free', more_free)
+  end
+  if owed > 0 then
+    add_tokens(owed)
+  elseif owed < 0 then
+    remove_tokens(-owed)
+  end
+  if more_locked ~= 0 then
+    redis.call('HINCRBY', state, 'locked', more_locked)
+  end
+  owed, more_waiting, more_free, more_locked = 0, 0, 0, 0
 end
 
 -- Turns -------------------------------------------------------------------------------------------
-
-local function join(key)
-  if not redis.call('ZSCORE', turns, key) then
-    redis.call('ZADD', turns, redis.call('HINCRBY', state, 'turn', 1), key)
-  end
-end
 
 local function free_places(key)
   return at_once - (redis.call('HGET', running, key) or 0)
 end
 
 -- Something has changed for a key: as many tokens as messages of it may start, and its turn comes if any may.
-local function settle(key)
-  local have = tonumber(redis.call('HGET', tokens, key) or 0)
-  local want = tonumber(redis.call('ZSCORE', waiting, key) or 0)
+-- It has just `had_turn` when it was taken from `turns`; one that may not start stays there until it would be.
+local function settle(key, had_turn)
+  local said = tonumber(redis.call('HGET', keys, key) or 0)
+  local have, in_turns = math.floor(said / 2), had_turn and 0 or said % 2
+  local want = redis.call('LLEN', messages .. key)
+  local is_waiting = want > 0
   if at_once > 0 and want > 0 then
     want = math.max(0, math.min(want, free_places(key)))
   end
   if interval > 0 and want > 0 then
     want = redis.call('ZSCORE', rates, key) and 0 or 1
   end
-  if want ~= have then
-    redis.call('HINCRBY', state, 'tokens', want - have)
-    if want == 0 then
-      redis.call('HDEL', tokens, key)
-      redis.call('ZREM', turns, key)
-    else
-      redis.call('HSET', tokens, key, want)
-    end
-    if want > have then
-      add_tokens(want - have)
-    else
-      remove_tokens(have - want)
-    end
+  owed = owed + want - have
+  more_free = more_free + (want > 0 and 1 or 0) - (have > 0 and 1 or 0)
+  if want > 0 and in_turns == 0 then
+    redis.call('LPUSH', turns, key)
+    in_turns = 1
   end
-  if want > 0 then
-    join(key)
+  if is_waiting or in_turns == 1 then
+    redis.call('HSET', keys, key, 2 * want + in_turns)
+  else
+    redis.call('HDEL', keys, key)
   end
 end
 
@@ -138,8 +156,7 @@ end
 -- A message with a key waits from here on, behind the others of its key, or in front of them.
 local function enter(key, message, in_front)
   redis.call(in_front and 'RPUSH' or 'LPUSH', messages .. key, message)
-  redis.call('ZINCRBY', waiting, 1, key)
-  redis.call('HINCRBY', state, 'waiting', 1)
+  more_waiting = more_waiting + 1
   settle(key)
 end
 
@@ -147,20 +164,23 @@ end
 local function leave(key)
   local message = redis.call('RPOP', messages .. key)
   if message then
-    if tonumber(redis.call('ZINCRBY', waiting, -1, key)) <= 0 then
-      redis.call('ZREM', waiting, key)
-    end
-    redis.call('HINCRBY', state, 'waiting', -1)
-  else
-    redis.call('ZREM', waiting, key)
+    more_waiting = more_waiting - 1
   end
   return message
 end
 
 -- Where messages wait -----------------------------------------------------------------------------
 
+-- A message with a lock alone waits from here on, or no more.
+local function count_locked(message, change)
+  if header(message, 'lane_once') and not key_of(message) then
+    more_locked = more_locked + change
+  end
+end
+
 local function to_queue(message)
   local key = key_of(message)
+  count_locked(message, 1)
   if key then
     enter(key, message)
   else
@@ -170,11 +190,12 @@ end
 
 local function to_front(message)
   local key = key_of(message)
+  count_locked(message, 1)
   if key then
     enter(key, message, true)
   elseif redis.call('EXISTS', turns, plain) > 0 then
     redis.call('RPUSH', plain, message)
-    add_tokens(1)
+    owed = owed + 1
   else
     redis.call('RPUSH', queue, message)
   end
@@ -183,6 +204,7 @@ end
 -- Returns the message as it stands there: a set holds the same bytes once, and a space after it changes
 -- nothing of what JSON says.
 local function until_due(message, due)
+  count_locked(message, 1)
   local set = key_of(message) and keyed_delayed or delayed
   while redis.call('ZSCORE', set, message) do
     message = message .. ' '

@@ -1,0 +1,187 @@
+-- How messages are taken where some have a key or a lock; it is put behind exchange.lua and lane.lua.
+-- Each key takes one when its turn comes, and messages without a key are one more.
+for id, how in pairs(done) do
+  ended(unmark(id), how)
+end
+
+-- Lease a message; false when it is not to be run now after all.
+local function lease_with_lock(message, key)
+  local once = header(message, 'lane_once')
+  count_locked(message, -1)
+  local lock = lock_of(once)
+  if lock and is_until_start(lock) then
+    local newer, due = replacement(lock.id)
+    if newer then
+      if counted then
+        redis.call('HDEL', KEYS[7], redis.sha1hex(message))
+      end
+      if due > now then
+        until_due(newer, due)
+        return false
+      end
+      message, once = newer, header(newer, 'lane_once')
+      lock = lock_of(once)
+    end
+    unlock(lock)
+  end
+  local id = lease(message)
+  if key or once then
+    mark(id, key, once)
+  end
+  return true
+end
+
+-- A message that stood in the queue: one with a key, which somebody else put there, waits for its turn.
+local function is_plain(message)
+  local key = key_of(message)
+  if key then
+    enter(key, message)
+  end
+  return not key
+end
+
+local function due_plain()
+  local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1)[1]
+  if due then
+    redis.call('ZREM', KEYS[2], due)
+  end
+  return due
+end
+
+-- The first without a key that stands behind tokens takes the place of one in their list, and those near it.
+local function look_behind_tokens()
+  local removed = in_state('removed')
+  local seen = math.max(0, in_state('seen') - removed)
+  local found = redis.call('LRANGE', queue, -seen - 1000, -seen - 1)
+  local moved, place = 0, #found
+  while place > 0 and moved < 100 do
+    if found[place] ~= TOKEN then
+      redis.call('LSET', queue, place - #found - seen - 1, TOKEN)
+      moved = moved + 1
+      if is_plain(found[place]) then
+        redis.call('LPUSH', plain, found[place])
+      else
+        owed = owed - 1  -- it has a token already: that of its place
+      end
+    end
+    place = place - 1
+  end
+  -- Where there was nothing, somebody else has taken from the queue: look at all of it again the next time.
+  redis.call('HSET', state, 'seen', #found == 0 and 0 or removed + seen + #found - place)
+  redis.call('HINCRBY', state, 'added', moved)
+end
+
+local function queued_plain()
+  if redis.call('EXISTS', plain) == 0 then
+    finish()
+    local first = plain_in_queue() > 0 and redis.call('LINDEX', queue, -1)
+    if first and first ~= TOKEN then
+      redis.call('RPOP', queue)
+      if is_plain(first) then
+        return first
+      end
+      return nil
+    end
+    if first then
+      look_behind_tokens()
+    end
+  end
+  local message = redis.call('RPOP', plain)
+  if message then
+    owed = owed - 1
+  end
+  return message
+end
+
+local function low_priority()
+  for index = 9, #KEYS do
+    local message = redis.call('RPOP', KEYS[index])
+    if message and is_plain(message) then
+      return message
+    end
+  end
+end
+
+local function is_any_plain()
+  if redis.call('EXISTS', plain, unpack(KEYS, 9)) > 0 or plain_in_queue() > 0 then
+    return true
+  end
+  return #redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1) > 0
+end
+
+local function join_plain()
+  if is_any_plain() and redis.call('HSETNX', state, 'plain', 1) == 1 then
+    redis.call('LPUSH', turns, '')
+  end
+end
+
+local function turn_of_plain()
+  redis.call('HDEL', state, 'plain')
+  local message
+  if number % 2 == 0 then
+    message = due_plain() or queued_plain()
+  else
+    message = queued_plain() or due_plain()
+  end
+  message = message or low_priority()
+  if message then
+    lease_with_lock(message)
+    join_plain()
+  end
+end
+
+local function turn_of(key)
+  local is_free = at_once == 0 or free_places(key) > 0
+  if is_free and (interval == 0 or not redis.call('ZSCORE', rates, key)) then
+    local message = leave(key)
+    if message and lease_with_lock(message, key) and interval > 0 then
+      redis.call('ZADD', rates, string.format('%.6f', now + interval), key)
+    end
+  end
+  settle(key, true)
+end
+
+if wanted > 0 then
+  redis.call('SET', KEYS[4], string.format('%.0f', number + wanted))
+  sort_due(now)
+  revive(now)
+  join_plain()
+  while leased < wanted do
+    local key = redis.call('RPOP', turns)
+    if not key then
+      break
+    end
+    if key == '' then
+      turn_of_plain()
+    else
+      turn_of(key)
+    end
+  end
+  local first = redis.call('ZRANGE', rates, 0, 0, 'WITHSCORES')[2]
+  if first then
+    reply[3] = string.format('%.6f', math.max(0, first - now))
+  end
+end
+finish()
+
+if redis.call('EXISTS', turns) == 0 then
+  local others = redis.call('EXISTS', keys, plain, rates, keyed_delayed, marks, latest)
+  if others == 0 and in_state('locked') <= 0 then
+    -- No key and no lock is in use any more. Tokens that are left stand for nothing.
+    local left = in_state('added') - in_state('removed')
+    if left > 0 then
+      redis.call('LREM', queue, left, TOKEN)
+    end
+    redis.call('DEL', state, running)
+  elseif leased < wanted and redis.call('LLEN', queue) > 0 and not is_any_plain() then
+    -- Likewise; somebody else has changed these keys. They would wake us for ever.
+    redis.call('DEL', queue)
+    redis.call('HSET', state, 'added', 0, 'removed', 0, 'seen', 0, 'free', 0)
+    for _, key in ipairs(redis.call('HKEYS', keys)) do
+      redis.call('HSET', keys, key, 0)
+      settle(key)
+    end
+    finish()
+  end
+end
+return reply
