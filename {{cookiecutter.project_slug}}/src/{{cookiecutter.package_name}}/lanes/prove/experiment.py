@@ -133,7 +133,7 @@ class Bench:
 
     def __init__(self, app: Any, control: Any, url: str, redis: Any) -> None:
         self.app, self.control, self.redis = app, control, redis
-        self.processes: list[subprocess.Popen[bytes]] = []  # workers
+        self.processes: list[Any] = []  # workers
         for variable in CELERY_VARIABLES:  # they would move the control arm elsewhere
             os.environ.pop(variable, None)
         own = {"BROKER_URL": url, "RESULT_URL": ""}
@@ -143,14 +143,12 @@ class Bench:
 
     def flood(self, app: Any, task: str, queue: str, count: int) -> float:
         """Queue `count` slow tasks; returns the seconds that took."""
-        return self.send_all(app, task, [SLOW_TIME] * count, queue=queue)
-
-    def send_all(self, app: Any, task: str, seconds: Iterable[float], **options: Any) -> float:
-        """Queue tasks that each take so many seconds; returns the seconds that sending took."""
         began = time.monotonic()
         with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=500):
-            for each in seconds:
-                app.send_task(task, (each,), producer=producer, ignore_result=True, **options)
+            for _ in range(count):
+                app.send_task(
+                    task, (SLOW_TIME,), queue=queue, producer=producer, ignore_result=True
+                )
         return time.monotonic() - began
 
     def probe(

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from .. import settings
 from ..redis.connect import Server
 
 STARTS = "prove:starts"  # Redis list of [number of the probe, seconds it waited]
-ENDS = "prove:ends"  # Redis list with an element for each end of a `work`
+AGAIN = "prove:again"  # Redis key
 
 
 @functools.cache
@@ -33,11 +34,15 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@shared_task(name="prove.work", ignore_result=True)
-def work(seconds: float) -> None:
-    """Work that waits for something else, and reports its end."""
-    time.sleep(seconds)
-    _client().rpush(ENDS, "")
+@shared_task(name="prove.work", ignore_result=True, bind=True)
+def work(self: Any, mean: float, key: str) -> None:
+    """Work that waits for something else: half of `mean` seconds to half as much more.
+
+    While there is AGAIN, it sends its next when it ends, so that its slot is kept busy.
+    """
+    time.sleep(mean * random.uniform(0.5, 1.5))  # noqa: S311 - so that slots are not in step
+    if _client().exists(AGAIN):
+        self.apply_async((mean, key), queue=self.request.delivery_info["routing_key"], key=key)
 
 
 @shared_task(name="prove.burn", ignore_result=True)
