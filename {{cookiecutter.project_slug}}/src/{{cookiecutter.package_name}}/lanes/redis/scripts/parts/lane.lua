@@ -19,6 +19,7 @@
 --                           free            keys that may start, in all
 --                           added, removed  tokens, ever; the queue has as many as lie between
 --                           seen            the `seen - removed` elements at its right end are known to be tokens
+--                           served          the key that had the last turn
 --                           plain_in_turns  there when '' is in `turns`
 --                           plain_turns     turns of '', ever
 --                           swept           how far `keyed:leased` was looked through, a cursor
@@ -35,6 +36,7 @@ local delayed, keyed_delayed = lane .. 'delayed', lane .. 'keyed:delayed'
 local plain = messages  -- of the key ''
 -- What has changed, and is written by `finish`: most of it cancels out.
 local owed, more_waiting, more_free, more_locked = 0, 0, 0, 0
+local served  -- a key of which this script has leased a message, the last
 
 local function time()
   local clock = redis.call('TIME')
@@ -108,10 +110,25 @@ local function finish()
   if more_locked ~= 0 then
     redis.call('HINCRBY', state, 'locked', more_locked)
   end
+  if served then
+    redis.call('HSET', state, 'served', served)
+  end
   owed, more_waiting, more_free, more_locked = 0, 0, 0, 0
 end
 
 -- Turns -------------------------------------------------------------------------------------------
+
+-- Its turn comes when all others have had theirs. One that is new has the turn before the key that was served
+-- last, and so is the next where that one alone has a flood: fq_codel (RFC 8290) puts new flows first likewise.
+-- None is passed for longer than until the next is served, for then that is the last.
+local function join(key, had_turn)
+  local last = not had_turn and redis.call('LINDEX', turns, 0)
+  if last and last == (served or redis.call('HGET', state, 'served')) then
+    redis.call('LINSERT', turns, 'AFTER', last, key)
+  else
+    redis.call('LPUSH', turns, key)
+  end
+end
 
 local function free_places(key)
   return at_once - (redis.call('HGET', running, key) or 0)
@@ -134,7 +151,7 @@ local function settle(key, had_turn)
   owed = owed + want - have
   more_free = more_free + (want > 0 and 1 or 0) - (have > 0 and 1 or 0)
   if want > 0 and in_turns == 0 then
-    redis.call('LPUSH', turns, key)
+    join(key, had_turn)
     in_turns = 1
   end
   if is_waiting or in_turns == 1 then

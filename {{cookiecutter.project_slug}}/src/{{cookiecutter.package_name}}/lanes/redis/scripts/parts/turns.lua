@@ -29,6 +29,7 @@ local function lease_with_lock(message, key)
   if key or once then
     mark(id, key, once)
   end
+  served = key or ''
   return true
 end
 
@@ -113,9 +114,9 @@ local function is_any_plain()
   return #redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1) > 0
 end
 
-local function join_plain()
+local function join_plain(had_turn)
   if is_any_plain() and redis.call('HSETNX', state, 'plain_in_turns', 1) == 1 then
-    redis.call('LPUSH', turns, '')
+    join('', had_turn)
   end
 end
 
@@ -130,7 +131,7 @@ local function turn_of_plain()
   message = message or low_priority()
   if message then
     lease_with_lock(message)
-    join_plain()
+    join_plain(true)
   end
 end
 
