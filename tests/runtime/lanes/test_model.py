@@ -747,8 +747,8 @@ FAULTS = {
     ),
     "what is owed to a key is not paid when a place is free": (
         "parts/lane",
-        "    if at_once > 0 then\n      settle(key)\n    end\n  end\n  return once",
-        "  end\n  return once",
+        "if at_once > 0 or not_begun or redis.call('HGET', keys, key) == '0' then",
+        "if false then",
     ),
     "a key at its limit is taken all the same": (
         "parts/lane",
