@@ -231,6 +231,12 @@ def test_one_lane_leaves_prove_nothing_to_compare(tmp_path: Path) -> None:
     )
 
 
+def test_a_flood_of_one_key_does_not_burn() -> None:
+    told = run("prove", "--keys", "--burn")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr == ("--burn floods another lane, and --keys the same one: leave one out\n")
+
+
 MISTAKES = "default_lane = 'fast'\n[lanes.slow]\nnice = 20\n"
 TOLD = """\
 lanes.toml: lanes.slow.nice: 20 (expected a whole number from 0 to 19)

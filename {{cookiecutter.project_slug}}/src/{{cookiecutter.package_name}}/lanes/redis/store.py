@@ -350,9 +350,13 @@ class Store:
             if int(self.run("promote", (), ("keyed" if keyed else "all",))) < BATCH:
                 return
 
-    def take(self) -> bytes | None:
-        """The message of which a token was taken from the queue; likewise."""
-        return self.run("take", (), ()) or None
+    def take(self, message: str = "") -> bytes | None:
+        """The message of which a token was taken from the queue; likewise.
+
+        Args:
+            message: one that was taken itself, and has a lock, which goes.
+        """
+        return self.run("take", (), (message,)) or None
 
     # A worker's messages
 

@@ -13,10 +13,16 @@
 --   keyed:rates           sorted set of keys by when the next may start
 --   keyed:delayed         as `delayed`, of messages with a key
 --   keyed:leased          hash of lease id to key and lock, of messages that have either
---   keyed:state           hash: messages with a key `waiting`, messages with a lock alone that are `locked`, and
---                         keys that are `free` to start, in all; tokens `added` and `removed` ever; what `removed`
---                         will be when no more of the queue, from its right end, is `seen` to be tokens; `plain`
---                         when '' is in `turns`. It is there while any other of these is, or a message with a lock.
+--   keyed:state           hash, there while any other of these is, or a message with a lock:
+--                           waiting         messages with a key, in all
+--                           locked          messages with a lock and no key, in all
+--                           free            keys that may start, in all
+--                           added, removed  tokens, ever; the queue has as many as lie between
+--                           seen            the `seen - removed` elements at its right end are known to be tokens
+--                           served          the key that had the last turn
+--                           plain_in_turns  there when '' is in `turns`
+--                           plain_turns     turns of '', ever
+--                           swept           how far `keyed:leased` was looked through, a cursor
 --   once:<name>           number of retries and id of the task that holds the lock
 --   latest                hash of task id to when it is due and the message that takes its place
 local lane, queue = table.remove(KEYS), table.remove(KEYS)
@@ -30,6 +36,7 @@ local delayed, keyed_delayed = lane .. 'delayed', lane .. 'keyed:delayed'
 local plain = messages  -- of the key ''
 -- What has changed, and is written by `finish`: most of it cancels out.
 local owed, more_waiting, more_free, more_locked = 0, 0, 0, 0
+local served  -- a key of which this script has leased a message, the last
 
 local function time()
   local clock = redis.call('TIME')
@@ -103,17 +110,33 @@ local function finish()
   if more_locked ~= 0 then
     redis.call('HINCRBY', state, 'locked', more_locked)
   end
+  if served then
+    redis.call('HSET', state, 'served', served)
+  end
   owed, more_waiting, more_free, more_locked = 0, 0, 0, 0
 end
 
 -- Turns -------------------------------------------------------------------------------------------
+
+-- Its turn comes when all others have had theirs. One that is new has the turn before the key that was served
+-- last, and so is the next where that one alone has a flood: fq_codel (RFC 8290) puts new flows first likewise.
+-- None is passed for longer than until the next is served, for then that is the last.
+local function join(key, had_turn)
+  local last = not had_turn and redis.call('LINDEX', turns, 0)
+  if last and last == (served or redis.call('HGET', state, 'served')) then
+    redis.call('LINSERT', turns, 'AFTER', last, key)
+  else
+    redis.call('LPUSH', turns, key)
+  end
+end
 
 local function free_places(key)
   return at_once - (redis.call('HGET', running, key) or 0)
 end
 
 -- Something has changed for a key: as many tokens as messages of it may start, and its turn comes if any may.
--- It has just `had_turn` when it was taken from `turns`; one that may not start stays there until it would be.
+-- It `had_turn` when it was just taken from `turns`. One that may not start stays there until its turn comes, and
+-- has none.
 local function settle(key, had_turn)
   local said = tonumber(redis.call('HGET', keys, key) or 0)
   local have, in_turns = math.floor(said / 2), had_turn and 0 or said % 2
@@ -128,7 +151,7 @@ local function settle(key, had_turn)
   owed = owed + want - have
   more_free = more_free + (want > 0 and 1 or 0) - (have > 0 and 1 or 0)
   if want > 0 and in_turns == 0 then
-    redis.call('LPUSH', turns, key)
+    join(key, had_turn)
     in_turns = 1
   end
   if is_waiting or in_turns == 1 then
@@ -226,6 +249,12 @@ local function sort_due(now)
 end
 
 -- Locks -------------------------------------------------------------------------------------------
+--
+-- A lock is taken in the step that sends, and goes
+--   start    when the task is leased; it is taken again, if it is free, when the message comes back
+--   latest   likewise; and who sends meanwhile has its message take the place of the first
+--   done     when the task has ended in any way
+--   time     after its milliseconds, or when the task has ended in any way but well
 
 -- What a message says of its lock: mode, milliseconds, number of retries, id, name of the lock; or nil.
 local function lock_of(said)
@@ -288,8 +317,8 @@ local function mark(id, key, once)
   end
 end
 
--- A lease has ended; returns what its message says of its lock.
-local function unmark(id)
+-- A lease has ended; returns what its message says of its lock. A task that has `not_begun` is no start.
+local function unmark(id, not_begun)
   local said = redis.call('HGET', marks, id)
   if not said then
     return nil
@@ -300,8 +329,11 @@ local function unmark(id)
     if redis.call('HINCRBY', running, key, -1) <= 0 then
       redis.call('HDEL', running, key)
     end
-    -- Without a limit, too, where somebody with another lanes.toml has noted that none may start.
-    if at_once > 0 or redis.call('HGET', keys, key) == '0' then
+    if not_begun then
+      redis.call('ZREM', rates, key)
+    end
+    -- '0': it waits for a place, by this worker's limits or those of another release's.
+    if at_once > 0 or not_begun or redis.call('HGET', keys, key) == '0' then
       settle(key)
     end
   end
@@ -317,6 +349,10 @@ local function ended(once, how)
   end
   if not (how == 'done' and lock.mode == 'time') then
     unlock(lock)
+  end
+  local retries, id = holder(lock)
+  if id == lock.id and retries > lock.retries then
+    return  -- a later run has it, and what is to take that one's place
   end
   local message, due = replacement(lock.id)
   if message and how ~= 'purged' then
