@@ -84,7 +84,7 @@ light_note.apply_async((note,), unique="done")
 light_note.apply_async((note,), unique="for a time", unique_for="1m")
 for _ in range(2):
     light_note.apply_async((note,), unique="latest", replace=True, countdown=0.5)
-fail.apply_async((note,), key="k", unique="fails")
+fail.apply_async((note,), key="fails", unique="fails")
 """
 #: Sent by whom an older lanes.toml sets no limit, and then by whom one of one task does.
 BEHIND_ONE = f"""
@@ -276,6 +276,10 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
         wait_until(holds.exists, "one of a key to run")
         run("operator", COMMANDS, "status", "dead list", f"dead show {one}", "pause work")
         wait_until(lambda: recorder.saw(b"BRPOP", b"lanes:work:never"), "workers to see that")
+        run("sender_of_keys", BEHIND_ONE, str(folder / "note"))
+        # As if that key had been the last to have its turn: one that is new comes before it.
+        redis.hset("lanes:work:keyed:state", "served", "held")
+        run("operator", COMMANDS, "dead list --key fails", "dead retry --key fails")
         run("sender", SENDING, str(folder / "note"))
         run("sender_of_keys", KEYED, str(folder / "note"))
         _lower_a_limit(projects["sender_of_keys"], run, str(folder / "note"))
@@ -283,8 +287,7 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
         scrape(port)  # while something waits
         run("operator", REVOKING)
         of_key = ("status work --keys", "advise", "revoke work --key k --yes")
-        of_key += ("purge work --key k --yes", "dead list --key k", "dead retry --key k")
-        run("operator", COMMANDS, *of_key)
+        run("operator", COMMANDS, *of_key, "purge work --key k --yes")
         run("operator", COMMANDS, "status", "purge work --yes")
         # Those without a key behind tokens, when they are fetched.
         run("sender_of_keys", KEYED, str(folder / "note"))
