@@ -63,6 +63,7 @@ FILES = [
     "src/acme_tasks/lanes/__init__.py",
     "src/acme_tasks/lanes/advise/__init__.py",
     "src/acme_tasks/lanes/advise/advice.py",
+    "src/acme_tasks/lanes/advise/keys.py",
     "src/acme_tasks/lanes/advise/limits.py",
     "src/acme_tasks/lanes/advise/place.py",
     "src/acme_tasks/lanes/advise/seen.py",

@@ -150,6 +150,8 @@ bound.si(1, txet="a")  # error
 # The app
 app.lanes.defualt  # error
 app.lnaes  # error
+app.control.revoke_by_key(4.2)  # error
+app.control.revoke_by_key("42", "quick", True)  # error
 
 # The front door
 lanes.Tusk  # error

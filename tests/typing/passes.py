@@ -169,6 +169,11 @@ assert_type(bound.apply_async((1, "a"), lane="slow"), AsyncResult[str])
 shared.apply_async((1,), lane="slow")
 assert_type(bare.apply((1,)), EagerResult[str])
 
+# by key
+assert_type(app.control.revoke_by_key("42"), int)
+assert_type(app.control.revoke_by_key(42, lane="quick", terminate=True), int)
+app.control.revoke("an-id", terminate=True)
+
 # send_many
 assert_type(one.send_many([(1,), (2,)]), int)
 one.send_many([(1,)] * 2000, lane="quick", countdown=1, expires=60.5)

@@ -45,7 +45,7 @@ def test_help_mentions_every_command() -> None:
     assert [line.split()[0] for line in listed] == sorted(cli._main.commands)
     assert set(cli._main.commands) == {
         *("lanes", "worker", "workers", "status", "metrics", "units", "prove"),
-        *("pause", "resume", "dead", "doctor", "purge", "advise", "schedule"),
+        *("pause", "resume", "dead", "doctor", "purge", "revoke", "advise", "schedule"),
     }
 
 

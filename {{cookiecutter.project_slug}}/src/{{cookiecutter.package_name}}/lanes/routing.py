@@ -275,10 +275,15 @@ def mark(headers: dict[str, Any], key: str | None, lock: once.Once | None = None
     """
     for header in (KEY, ONCE):
         headers.pop(header, None)
-    if key is not None:
-        headers[KEY] = key
-    if lock is not None:
-        headers[ONCE] = lock.header(headers["id"], headers["retries"])
+    own = {KEY: key, ONCE: lock and lock.header(headers["id"], headers["retries"])}
+    holds_others = any(isinstance(value, dict) and value for value in headers.values())
+    if not holds_others:
+        headers.update({header: value for header, value in own.items() if value is not None})
+        return
+    # Scripts go by the first of each name: a task may hand on another's headers in one of its own.
+    rest = headers.copy()
+    headers.clear()
+    headers.update(own | rest)
 
 
 def stamp(headers: dict[str, Any], lane: Lane, now: float) -> None:

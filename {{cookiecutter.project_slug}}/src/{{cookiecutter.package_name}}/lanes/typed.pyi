@@ -17,6 +17,7 @@ from typing_extensions import ParamSpec, TypeVar
 
 from .config import Lanes
 from .redis.connect import Server
+from .remote import Control
 from .settings import Log
 from .task import Task
 
@@ -276,5 +277,7 @@ class App(celery.Celery):
     worker_limits: tuple[float | None, float | None]  # seconds, soft first; of a worker
     worker_log: Log  # what a worker says, and how
     task: Define  # type: ignore[assignment]  # an attribute; Celery's is a method
+    @property
+    def control(self) -> Control: ...
 
 shared_task: Define

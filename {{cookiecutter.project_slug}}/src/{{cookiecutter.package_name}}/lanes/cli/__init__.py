@@ -211,7 +211,7 @@ def prove(slow: int | None, keys: bool, burn: bool, plot: Path | None, as_json: 
 
 for _other in (
     *(overview.status, operate.metrics, operate.examine),
-    *(operate.pause, operate.resume, operate.purge),
+    *(operate.pause, operate.resume, operate.purge, operate.revoke),
 ):
     _main.add_command(_other)
 _main.add_command(advise.advise)

@@ -113,7 +113,7 @@ class Schedule:
             names = ("entries", "paused", "runs")
             for each in claims:
                 how, key, *more = each.command
-                shared = [key, ""]
+                shared = [key, self._keys["entries"]]  # unused, and a key that a worker may use
                 if how == "send":  # of a message with a key
                     shared, (due, message, limits) = [key, more[0]], more[1:]
                     more = [due, message]

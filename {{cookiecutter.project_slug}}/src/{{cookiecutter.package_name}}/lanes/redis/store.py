@@ -26,6 +26,8 @@ _SCRIPTS = Path(__file__).parent / "scripts"
 STAND_IN = "keyed"
 #: Headers of a message, made by keyed.py and once.py: its key, and its lock.
 KEY, ONCE = "lane_key", "lane_once"
+#: What stands before an acknowledged lease's id when its task was revoked: see exchange.lua.
+REVOKED = "-"
 #: What is put in front of scripts. `lane` has keys and an argument of its own, behind all others.
 _PARTS = {
     "set_aside": ("lane", "letters"),
@@ -187,9 +189,18 @@ class KeyState:
     held_by: str  # the limit that holds it back, by its name in lanes.toml; "" when it may start
 
 
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
+    """What a lane holds of one key, at one moment or nearly."""
+
+    waiting: int  # messages that may be fetched, but for the key's limits: in its queue, or due
+    delayed: int  # messages whose time has not come
+    leased: int
+
+
 def number_of(id_: str) -> int:
     """The number in a lease's id; they are in the order of the fetches."""
-    return int(id_.partition("@")[0])
+    return int(id_.removeprefix(REVOKED).partition("@")[0])
 
 
 def owner_of(id_: str) -> str:
@@ -236,6 +247,20 @@ def _scan(redis: Any, within: float, **chosen: Any) -> tuple[set[str], bool]:
 def quoted(key: str) -> str:
     """A key as it stands in a header and in Redis: without what JSON would write otherwise."""
     return quote(key, safe=" /:@+,=")
+
+
+def _headers(message: bytes) -> Mapping[str, Any]:
+    """What a message has for headers; none where it cannot be read."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        headers = json.loads(message)["headers"]
+        return headers if isinstance(headers, dict) else {}
+    return {}
+
+
+def key_in(headers: Mapping[str, Any]) -> str | None:
+    """The key that a message's headers say, as its sender said it; None where there is none."""
+    key = headers.get(KEY)
+    return unquote(key) if isinstance(key, str) and key else None
 
 
 def instant(text: object) -> float | None:
@@ -325,14 +350,18 @@ class Store:
             if int(self.run("promote", (), ("keyed" if keyed else "all",))) < BATCH:
                 return
 
-    def take(self) -> bytes | None:
-        """The message of which a token was taken from the queue; likewise."""
-        return self.run("take", (), ()) or None
+    def take(self, message: str = "") -> bytes | None:
+        """The message of which a token was taken from the queue; likewise.
+
+        Args:
+            message: one that was taken itself, and has a lock, which goes.
+        """
+        return self.run("take", (), (message,)) or None
 
     # A worker's messages
 
     def acknowledge(self, ids: Sequence[str]) -> None:
-        """Forget messages that are done with."""
+        """Forget messages that are done with; REVOKED is before the id of a revoked task's."""
         for part in _newest_first(ids):
             self.run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, *part))
 
@@ -497,13 +526,13 @@ class Store:
 
     @staticmethod
     def messages_of(redis: Any, list_: str) -> int:
-        """How many a list holds, if these are messages of Celery's; else 0."""
+        """How many a list holds, if these are messages of Celery's, or stand for such; else 0."""
         try:
             first = json.loads(redis.lindex(list_, -1) or b"")
         except ValueError:
             return 0
         is_message = isinstance(first, dict) and {"body", "headers", "properties"} <= first.keys()
-        return int(redis.llen(list_)) if is_message else 0
+        return int(redis.llen(list_)) if is_message or first == STAND_IN else 0
 
     def refused(self, user: str) -> dict[str, str]:
         """Which commands a user may not run of those that it takes to send, and to work.
@@ -580,12 +609,13 @@ class Store:
         return int(self.redis.zcard(self.keys("dead")))
 
     def dead_letters(
-        self, numbers: Sequence[int], *, messages: bool = True
+        self, numbers: Sequence[int], *, messages: bool = True, keys: bool = False
     ) -> list[tuple[int, bytes, dict[str, Any]]]:
         """Number, message and report of the dead letters of these numbers that are there.
 
         Args:
             messages: False reads those alone whose report does not name the task; others are empty.
+            keys: reads those, too, whose report does not say whether they have a key.
         """
         if not numbers:
             return []
@@ -593,7 +623,11 @@ class Store:
             number: json.loads(report)
             for number, report in self._dead_parts("dead:reports", numbers)
         }
-        wanted = [number for number, each in reports.items() if messages or not each.get("task")]
+        wanted = [
+            number
+            for number, each in reports.items()
+            if messages or not each.get("task") or (keys and "key" not in each)
+        ]
         found = dict(self._dead_parts("dead:messages", wanted))
         return [
             (number, found.get(number, b""), report)
@@ -664,7 +698,7 @@ class Store:
                     pipe.llen(self.keys(f"keyed:messages:{name.decode()}"))
                 lengths = pipe.execute()
             found += [(length, name) for length, (name, _) in zip(lengths, part, strict=True)]
-            found = heapq.nlargest(most, found)
+            found = heapq.nlargest(most, set(found))  # a scan may tell one twice
         found = [(length, name) for length, name in found if length]
         if not found:
             return []
@@ -687,19 +721,32 @@ class Store:
         """The ids of a key's tasks: those that wait, are delayed, or are held by workers."""
         name = quoted(key)
         for message in self._messages_of(name):
-            with suppress(ValueError, KeyError, TypeError):
-                headers = json.loads(message)["headers"]
-                if headers[KEY] == name:
-                    yield str(headers["id"])
+            headers = _headers(message)
+            if headers.get(KEY) == name and "id" in headers:
+                yield str(headers["id"])
+
+    def counts_of(self, key: str) -> KeyCounts:
+        """What the lane holds of a key; all that is delayed and has a key is looked through."""
+        name, now = quoted(key), self.now()
+        with self.redis.pipeline() as pipe:
+            pipe.llen(self.keys(f"keyed:messages:{name}"))
+            pipe.hget(self.keys("keyed:running"), name)
+            waiting, running = pipe.execute()
+        due = delayed = 0
+        for message, at in self.redis.zscan_iter(self.keys("keyed:delayed"), count=BATCH):
+            if _headers(message).get(KEY) == name:
+                due, delayed = due + (at <= now), delayed + (at > now)
+        return KeyCounts(waiting=waiting + due, delayed=delayed, leased=int(running or 0))
 
     def _messages_of(self, name: str) -> Iterator[bytes]:
-        """Among others' for all but those that wait."""
+        """Among others' for all but those that wait; in the order in which a message moves on."""
+        for message, _ in self.redis.zscan_iter(self.keys("keyed:delayed"), count=BATCH):
+            yield message
+        # From the left, where they come: what is taken on the right moves none of the others.
         list_, start = self.keys(f"keyed:messages:{name}"), 0
         while found := self.redis.lrange(list_, start, start + BATCH - 1):
             yield from found
             start += BATCH
-        for message, _ in self.redis.zscan_iter(self.keys("keyed:delayed"), count=BATCH):
-            yield message
         begins = f"{name}\n".encode()
         marks = self.redis.hscan_iter(self.keys("keyed:leased"), count=BATCH)
         for id_ in [id_ for id_, mark in marks if mark.startswith(begins)]:

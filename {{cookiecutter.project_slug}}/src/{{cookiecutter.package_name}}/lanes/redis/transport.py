@@ -80,14 +80,18 @@ class QoS(kombu_redis.QoS):
         """Without kombu's second write, between which and the first a kill loses the message."""
         virtual.QoS.append(self, message, delivery_tag)
 
-    def ack(self, delivery_tag: str) -> None:
-        """By way of the leases, which know what to do when the broker or the channel is gone."""
+    def ack(self, delivery_tag: str, *, revoked: bool = False) -> None:
+        """By way of the leases, which know what to do when the broker or the channel is gone.
+
+        Args:
+            revoked: its task was revoked.
+        """
         # The event loop's next round tells Redis of all that were done in this one; without the
         # loop, or once the worker stops and it turns no more, nobody would. A closed channel, left
         # by a connection that was lost, has no connection.
         transport = self.channel.connection
         loop_turns = transport is not None and transport.looped and not _is_stopping()
-        self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns)
+        self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns, revoked=revoked)
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -229,7 +233,7 @@ class LeasedChannel(kombu_redis.Channel):
         due = _due(message)
         lane = self.lane_by_queue.get(queue)
         headers = message.get("headers") or {}
-        is_keyed = KEY in headers or ONCE in headers
+        is_keyed = headers.get(KEY) is not None or headers.get(ONCE) is not None
         if lane is None or (due is None and not is_keyed):
             super()._put(queue, message, **kwargs)
             return
@@ -554,13 +558,16 @@ class Transport(kombu_redis.Transport):
     def _deliver(self, message: Any, queue: str | None) -> None:
         """Also to Celery's worker for tests, which reads its messages as kombu does."""
         lane = self.client.transport_options.get("lane_by_queue", {}).get(queue)
-        if lane is not None and message == STAND_IN:
-            server = self.client.transport_options["server"]
-            taken = Store(server.client, Keys(lane, str(queue))).take()
-            if taken is None:
-                return
-            message = loads(taken.decode())
         if lane is not None:
+            headers = message.get("headers") if isinstance(message, dict) else None
+            is_locked = isinstance(headers, dict) and headers.get(ONCE) is not None
+            if message == STAND_IN or is_locked:
+                server = self.client.transport_options["server"]
+                store = Store(server.client, Keys(lane, str(queue)))
+                taken = store.take(dumps(message) if is_locked else "")
+                if taken is None:
+                    return
+                message = loads(taken.decode())
             message = upgraded(message)
         super()._deliver(message, queue)
 

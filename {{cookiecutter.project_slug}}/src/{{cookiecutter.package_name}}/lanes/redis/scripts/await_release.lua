@@ -17,7 +17,7 @@ end
 local wait = math.max(tonumber(ARGV[3]), math.min(waited, tonumber(ARGV[4]), ARGV[2] - waited))
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-unmark(ARGV[1])
+unmark(ARGV[1], true)
 hold_again(message)
 message = until_due(message, now + wait)
 redis.call('HSET', KEYS[3], 'unknown:' .. redis.sha1hex(message), string.format('%.6f', since))

@@ -17,16 +17,18 @@ if redis.call('SISMEMBER', KEYS[2], ARGV[1]) == 1 then
   return 'paused'
 end
 -- First what a server without memory refuses: then nothing was done.
+local id = ARGV[5]
 if ARGV[8] == 'send' then
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-  send_once(ARGV[10], ARGV[9])
+  local holder_of_lock = send_once(ARGV[10], ARGV[9])
+  id = holder_of_lock ~= '' and holder_of_lock or id
 else
   redis.call(ARGV[8], KEYS[4], unpack(ARGV, 9))
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 local before = cjson.decode(redis.call('HGET', KEYS[3], ARGV[1]) or '{}')
 redis.call('HSET', KEYS[3], ARGV[1], cjson.encode({
-  id = ARGV[5],
+  id = id,
   due = tonumber(ARGV[4]),
   late_by = late,
   late = (before.late or 0) + (late > tonumber(ARGV[7]) and 1 or 0),

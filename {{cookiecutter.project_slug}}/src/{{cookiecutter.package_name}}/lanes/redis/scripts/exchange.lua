@@ -2,7 +2,7 @@
 -- KEYS: queue, delayed, paused, sequence, leased, leases, deliveries, revocations, then the queue's
 --       lists for lower priorities, then those of parts/lane.lua
 -- ARGV: how many to take, lease in seconds, owner, the last lease's number that it knows, then ids of
---       messages that are done with, each with "-" in front when its task did not run; then the limits
+--       messages that are done with, each with "-" in front when its task was revoked; then the limits
 -- Returns the server's time, the number of the last revocation, seconds until a key's rate lets another task
 -- start or '', and "paused", or of each new lease: id, message, and '1' when somebody else may have had it
 -- before, or ''.

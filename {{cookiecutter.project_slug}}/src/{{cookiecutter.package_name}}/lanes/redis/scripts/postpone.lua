@@ -10,7 +10,7 @@ for index = 1, #ARGV, 2 do
   if message then
     redis.call('HDEL', KEYS[1], ARGV[index])
     redis.call('ZREM', KEYS[2], ARGV[index])
-    unmark(ARGV[index])
+    unmark(ARGV[index], true)
     hold_again(message)
     until_due(message, ARGV[index + 1])
   end

@@ -11,5 +11,15 @@ if ARGV[1] == 'all' then
 end
 revive(now)
 local sorted = sort_due(now)
+-- A worker of a release without keys may have ended leases, and not known of their places.
+local swept = redis.call('HSCAN', marks, redis.call('HGET', state, 'swept') or '0', 'COUNT', 200)
+for index = 1, #swept[2], 2 do
+  if redis.call('HEXISTS', lane .. 'leased', swept[2][index]) == 0 then
+    ended(unmark(swept[2][index]), 'undone')
+  end
+end
+if #swept[2] > 0 then
+  redis.call('HSET', state, 'swept', swept[1])
+end
 finish()
 return sorted

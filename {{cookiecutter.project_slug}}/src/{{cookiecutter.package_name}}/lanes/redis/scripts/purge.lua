@@ -49,7 +49,9 @@ local function forget_list(list, is_among_tokens)
     if is_among_tokens then
       owed = owed - 1
     end
-    if message ~= TOKEN then
+    if message == TOKEN then
+      redis.call('HINCRBY', state, 'removed', 1)
+    else
       forget(message)
     end
   end

@@ -13,10 +13,16 @@
 --   keyed:rates           sorted set of keys by when the next may start
 --   keyed:delayed         as `delayed`, of messages with a key
 --   keyed:leased          hash of lease id to key and lock, of messages that have either
---   keyed:state           hash: messages with a key `waiting`, messages with a lock alone that are `locked`, and
---                         keys that are `free` to start, in all; tokens `added` and `removed` ever; what `removed`
---                         will be when no more of the queue, from its right end, is `seen` to be tokens; `plain`
---                         when '' is in `turns`; the key that was `served` last. It is there while any other of these is, or a message with a lock.
+--   keyed:state           hash, there while any other of these is, or a message with a lock:
+--                           waiting         messages with a key, in all
+--                           locked          messages with a lock and no key, in all
+--                           free            keys that may start, in all
+--                           added, removed  tokens, ever; the queue has as many as lie between
+--                           seen            the `seen - removed` elements at its right end are known to be tokens
+--                           served          the key that had the last turn
+--                           plain_in_turns  there when '' is in `turns`
+--                           plain_turns     turns of '', ever
+--                           swept           how far `keyed:leased` was looked through, a cursor
 --   once:<name>           number of retries and id of the task that holds the lock
 --   latest                hash of task id to when it is due and the message that takes its place
 local lane, queue = table.remove(KEYS), table.remove(KEYS)
@@ -129,7 +135,8 @@ local function free_places(key)
 end
 
 -- Something has changed for a key: as many tokens as messages of it may start, and its turn comes if any may.
--- It has just `had_turn` when it was taken from `turns`; one that may not start stays there until it would be.
+-- It `had_turn` when it was just taken from `turns`. One that may not start stays there until its turn comes, and
+-- has none.
 local function settle(key, had_turn)
   local said = tonumber(redis.call('HGET', keys, key) or 0)
   local have, in_turns = math.floor(said / 2), had_turn and 0 or said % 2
@@ -242,6 +249,12 @@ local function sort_due(now)
 end
 
 -- Locks -------------------------------------------------------------------------------------------
+--
+-- A lock is taken in the step that sends, and goes
+--   start    when the task is leased; it is taken again, if it is free, when the message comes back
+--   latest   likewise; and who sends meanwhile has its message take the place of the first
+--   done     when the task has ended in any way
+--   time     after its milliseconds, or when the task has ended in any way but well
 
 -- What a message says of its lock: mode, milliseconds, number of retries, id, name of the lock; or nil.
 local function lock_of(said)
@@ -304,8 +317,8 @@ local function mark(id, key, once)
   end
 end
 
--- A lease has ended; returns what its message says of its lock.
-local function unmark(id)
+-- A lease has ended; returns what its message says of its lock. A task that has `not_begun` is no start.
+local function unmark(id, not_begun)
   local said = redis.call('HGET', marks, id)
   if not said then
     return nil
@@ -316,7 +329,11 @@ local function unmark(id)
     if redis.call('HINCRBY', running, key, -1) <= 0 then
       redis.call('HDEL', running, key)
     end
-    if at_once > 0 then
+    if not_begun then
+      redis.call('ZREM', rates, key)
+    end
+    -- '0': it waits for a place, by this worker's limits or those of another release's.
+    if at_once > 0 or not_begun or redis.call('HGET', keys, key) == '0' then
       settle(key)
     end
   end
@@ -332,6 +349,10 @@ local function ended(once, how)
   end
   if not (how == 'done' and lock.mode == 'time') then
     unlock(lock)
+  end
+  local retries, id = holder(lock)
+  if id == lock.id and retries > lock.retries then
+    return  -- a later run has it, and what is to take that one's place
   end
   local message, due = replacement(lock.id)
   if message and how ~= 'purged' then

@@ -1,4 +1,5 @@
--- How messages are taken where some have a key or a lock; it is put behind exchange.lua and lane.lua.
+-- How messages are taken where some have a key or a lock. It stands behind exchange.lua, of which it has `now`,
+-- `wanted`, `counted`, `done`, `reply`, `number`, `leased` and `lease`, and behind lane.lua.
 -- Each key takes one when its turn comes, and messages without a key are one more.
 for id, how in pairs(done) do
   ended(unmark(id), how)
@@ -15,12 +16,12 @@ local function lease_with_lock(message, key)
       if counted then
         redis.call('HDEL', KEYS[7], redis.sha1hex(message))
       end
+      message, once = newer, header(newer, 'lane_once')
       if due > now then
-        until_due(newer, due)
+        hold(lock_of(once))
+        until_due(message, due)
         return false
       end
-      message, once = newer, header(newer, 'lane_once')
-      lock = lock_of(once)
     end
     unlock(lock)
   end
@@ -49,7 +50,8 @@ local function due_plain()
   return due
 end
 
--- The first without a key that stands behind tokens takes the place of one in their list, and those near it.
+-- Messages without a key that stand behind tokens: those next to each other move to the list of such messages,
+-- and leave a token. Returns how many elements of the queue it has looked at, and how many of them moved.
 local function look_behind_tokens()
   local removed = in_state('removed')
   local seen = math.max(0, in_state('seen') - removed)
@@ -70,6 +72,7 @@ local function look_behind_tokens()
   -- Where there was nothing, somebody else has taken from the queue: look at all of it again the next time.
   redis.call('HSET', state, 'seen', #found == 0 and 0 or removed + seen + #found - place)
   redis.call('HINCRBY', state, 'added', moved)
+  return #found, moved
 end
 
 local function queued_plain()
@@ -83,8 +86,9 @@ local function queued_plain()
       end
       return nil
     end
-    if first then
-      look_behind_tokens()
+    local looks, found, moved = 0, 1000, 0
+    while first and looks < 20 and found == 1000 and moved == 0 do
+      looks, found, moved = looks + 1, look_behind_tokens()
     end
   end
   local message = redis.call('RPOP', plain)
@@ -111,15 +115,15 @@ local function is_any_plain()
 end
 
 local function join_plain(had_turn)
-  if is_any_plain() and redis.call('HSETNX', state, 'plain', 1) == 1 then
+  if is_any_plain() and redis.call('HSETNX', state, 'plain_in_turns', 1) == 1 then
     join('', had_turn)
   end
 end
 
 local function turn_of_plain()
-  redis.call('HDEL', state, 'plain')
+  redis.call('HDEL', state, 'plain_in_turns')
   local message
-  if number % 2 == 0 then
+  if redis.call('HINCRBY', state, 'plain_turns', 1) % 2 == 0 then
     message = due_plain() or queued_plain()
   else
     message = queued_plain() or due_plain()
@@ -146,9 +150,18 @@ if wanted > 0 then
   redis.call('SET', KEYS[4], string.format('%.0f', number + wanted))
   sort_due(now)
   revive(now)
+  if plain_in_queue() < 0 then
+    -- Somebody else has taken tokens, or deleted the queue: there are to be as many as are noted.
+    local noted = in_state('added') - in_state('removed')
+    redis.call('LREM', queue, 0, TOKEN)
+    redis.call('HINCRBY', state, 'removed', noted)
+    add_tokens(noted)
+  end
   join_plain()
-  while leased < wanted do
+  local had_turn = 0  -- of keys that have no messages any more, there may be very many
+  while leased < wanted and had_turn < wanted + 1000 do
     local key = redis.call('RPOP', turns)
+    had_turn = had_turn + 1
     if not key then
       break
     end
@@ -159,7 +172,7 @@ if wanted > 0 then
     end
   end
   local first = redis.call('ZRANGE', rates, 0, 0, 'WITHSCORES')[2]
-  if first then
+  if first and redis.call('EXISTS', keys) == 1 then
     reply[3] = string.format('%.6f', math.max(0, first - now))
   end
 end
@@ -176,7 +189,7 @@ if redis.call('EXISTS', turns) == 0 then
     redis.call('DEL', state, running)
   elseif leased < wanted and redis.call('LLEN', queue) > 0 and not is_any_plain() then
     -- Likewise; somebody else has changed these keys. They would wake us for ever.
-    redis.call('DEL', queue)
+    redis.call('LREM', queue, 0, TOKEN)
     redis.call('HSET', state, 'added', 0, 'removed', 0, 'seen', 0, 'free', 0)
     for _, key in ipairs(redis.call('HKEYS', keys)) do
       redis.call('HSET', keys, key, 0)
