@@ -445,7 +445,7 @@ class LeasedChannel(kombu_redis.Channel):
             # A signal's handler may cancel the consumer between any two.
             if queue not in self.connection._callbacks:  # noqa: SLF001
                 break
-            self.connection._deliver(message, queue)  # noqa: SLF001
+            self.connection.deliver_leased(message, queue)
             del messages[id_]
         self.leases.hand_back(list(messages))
 
@@ -569,6 +569,10 @@ class Transport(kombu_redis.Transport):
                     return
                 message = loads(taken.decode())
             message = upgraded(message)
+        super()._deliver(message, queue)
+
+    def deliver_leased(self, message: Any, queue: str) -> None:
+        """What is held by a lease goes to its consumer as it is: its lock ends with the lease."""
         super()._deliver(message, queue)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
