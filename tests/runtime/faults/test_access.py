@@ -231,19 +231,24 @@ def recorded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Comman
                 app.write(own_scheduler({"often": often}))
         recorder = Recorded(server, wires)
         try:
-            _do_all(recorder, projects, folder)
+            _do_all(recorder, projects, folder, stack)
         finally:
             commands = recorder.commands()
     return commands
 
 
-def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> None:
-    """Whatever each role does, until it is done."""
+def _do_all(
+    recorder: Recorded, projects: dict[str, Project], folder: Path, stack: ExitStack
+) -> None:
+    """Whatever each role does, until it is done; `stack` ends what is left of it."""
     redis, at_work = recorder.server.redis, projects["worker"]
 
     def start(role: str, *arguments: str) -> Process:
         project, command = projects[role], [sys.executable, *arguments]
-        return Process(f"{role}{arguments[0]}", command, project.folder, project.environment)
+        name = f"{role}{arguments[0]}"
+        process = Process(name, command, project.folder, project.environment)
+        stack.callback(process.end)
+        return process
 
     def run(role: str, code: str, *arguments: str) -> str:
         process = start(role, "-c", code, *arguments)
