@@ -237,7 +237,7 @@ def recorded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Comman
     return commands
 
 
-def _do_all(
+def _do_all(  # noqa: PLR0915 - one story, in its order
     recorder: Recorded, projects: dict[str, Project], folder: Path, stack: ExitStack
 ) -> None:
     """Whatever each role does, until it is done; `stack` ends what is left of it."""

@@ -48,7 +48,7 @@ Look = Callable[..., list[Advice]]
 def look(lanes_file: Callable[[str], Path]) -> Look:
     """What is advised of lanes in which these tasks were counted, of all others nothing."""
 
-    def look(
+    def look(  # noqa: PLR0913 - what was seen, by name
         tasks: Mapping[str, Mapping[str, Counted]],
         lanes: str = LANES,
         *,

@@ -653,7 +653,7 @@ def test_a_lane_that_is_declared_no_more_and_not_empty_is_a_problem(app: Any, re
 def test_a_lane_of_the_past_that_holds_messages_with_a_key_alone_is_a_problem(
     app: Any, redis: Any
 ) -> None:
-    """Also where a limit leaves none that may start; and a queue of its own is no list of others."""
+    """Also where a limit leaves none that may start; its own queue is no list of others."""
     message = json.dumps({"headers": {"lane_key": "k", "id": "i"}})
     for lane, queue in (("gone", "gone_tasks"), ("past", "of_its_own")):
         Store(redis, Keys(lane, queue)).send([message] * 2)

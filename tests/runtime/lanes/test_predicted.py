@@ -108,7 +108,7 @@ def test_tasks_wait_as_long_as_predicted(measured: Measured, name: str) -> None:
     taken = flow.taken + measured.turnaround
     predicted = wait_of(Flow(flow.arrivals, taken, flow.variation), SLOTS).mean
     if flow.arrivals * taken > FULL_USE * SLOTS:
-        # So busy a machine that more comes than goes: no formula has an end for that, and a row has.
+        # So busy a machine that more comes than goes: a row has an end then, and no formula.
         row = [(comes, run + measured.turnaround) for comes, run in typical_row(USES[name])]
         predicted = fmean(waits(row, SLOTS))
     bare = wait_of(flow, SLOTS).mean

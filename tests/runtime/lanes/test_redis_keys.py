@@ -7,8 +7,9 @@ import pytest
 
 from acme_tasks.lanes.redis.store import (
     EXCHANGE_KEYS,
-    Keys,
+    NO_LIMITS,
     KeyCounts,
+    Keys,
     KeyState,
     Limits,
     Store,
@@ -18,7 +19,7 @@ from acme_tasks.lanes.redis.store import (
 HOUR = 3600.0  # seconds
 
 
-def store_of(redis: Any, limits: Limits = Limits()) -> Store:
+def store_of(redis: Any, limits: Limits = NO_LIMITS) -> Store:
     return Store(redis, Keys("quick", "quick_tasks", limits))
 
 

@@ -114,7 +114,9 @@ def test_nothing_takes_the_place_of_a_task_that_ended_and_holds_its_lock_for_a_t
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_neither_what_is_due_nor_what_is_queued_starves_beside_a_key(lane: Lane, start: int) -> None:
+def test_neither_what_is_due_nor_what_is_queued_starves_beside_a_key(
+    lane: Lane, start: int
+) -> None:
     """Seen before: with one key in turn it was always the same of the two."""
     lane.redis.set("lanes:quick:sequence", start)
     lane.store.send([message(f"a{number}", "A") for number in range(40)])
