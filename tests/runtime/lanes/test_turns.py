@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from celery.contrib.testing.worker import start_worker
+from celery.worker import state
 from harness import wait_until
 
 from acme_tasks.lanes.redis.fetch import Fetch
@@ -240,3 +241,4 @@ def test_a_lock_ends_with_its_task_in_celerys_worker_for_tests(
             note.apply_async((number,), unique="n")
             wait_until(lambda: len(ran) == number, "it to run")  # noqa: B023 - called here
     assert broker.redis.keys("lanes:quick:once:*") == []
+    state.active_requests.clear()  # which Celery's worker for tests leaves to other tests
