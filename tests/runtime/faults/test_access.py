@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -172,17 +173,21 @@ class Recorded:
         self._monitor.shutdown(socket.SHUT_RDWR)
         self._reader.join()
         self._monitor.close()
-        role_of = {port: role for role, wire in self.wires.items() for port in wire.ports}
+        ports: dict[int, list[tuple[float, str]]] = defaultdict(list)
+        for role_, wire in self.wires.items():
+            for since, port in wire.ports:
+                ports[port].append((since, role_))
         found: Commands = {role: set() for role in ROLES}
         role: str | None = None
         for line in self.lines:
-            parts = re.match(rb"\+[\d.]+ \[\d+ (?:lua|[\d.]+:(\d+))\] (.*)", line)
+            parts = re.match(rb"\+([\d.]+) \[\d+ (?:lua|[\d.]+:(\d+))\] (.*)", line)
             if not parts:
                 continue
-            if parts[1]:  # else a script's: whose it is comes before
-                role = role_of.get(int(parts[1]))
+            if parts[2]:  # else a script's: whose it is comes before
+                had = [each for each in ports[int(parts[2])] if each[0] <= float(parts[1])]
+                role = max(had)[1] if had else None
             if role:
-                found[role].add(_arguments(parts[2]))
+                found[role].add(_arguments(parts[3]))
         found["doctor"] |= UNSEEN
         return found
 
