@@ -403,7 +403,7 @@ def test_what_the_readme_says_is_for_this_projects_units_alone(
 def test_a_release_that_does_not_come_up_costs_one_worker_and_not_all(
     lanes: Container, broker: Broker, project: Path
 ) -> None:
-    # Without `|| break`, the loop went on to take down every worker of every lane. No worker is down
+    # Without `|| break`, the loop went on to take down every worker of every lane. None is down
     # where the first unit that is restarted is the exporter's: systemd says in which order.
     good, before = lanes.run("readlink /opt/acme-tasks/current"), pids(lanes)
     broken = "set +e; ln -sfn /opt/acme-tasks/broken /opt/acme-tasks/current"  # as when pasted
