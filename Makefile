@@ -20,7 +20,7 @@ PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 TEMPLATE := cookiecutter.json hooks templates {{cookiecutter.project_slug}}
 
 .PHONY: help install demo bake test test-fast test-runtime test-containers test-celery tox bench \
-  dashboard check clean
+  bench-keys dashboard check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,9 @@ tox: $(READY) ## The tests on every Python from 3.11 to 3.14 that is installed
 
 bench: $(READY) ## A baked project beside stock Celery: throughput, sending, latency; some minutes
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-keys: $(READY) ## What keys cost: throughput, sending, and a fetch at 100,000 keys; some minutes
+	@$(BIN)/python benchmarks/keys.py $(ARGS)
 
 dashboard: $(READY) ## Draw docs/dashboard.png: a project's dashboard during a flood, by a real Prometheus
 	@rm -rf build/dashboard

@@ -191,6 +191,17 @@ def alternate(rounds: int, measure: Callable[[Arm], Any], arms: list[Arm]) -> li
     return results
 
 
+def bake_project(folder: Path, url: str) -> dict[str, str]:
+    """Bake a project with the benchmark's tasks, to be imported here; returns its environment."""
+    project = Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(folder)))
+    (project / "src" / "benchtasks.py").write_text(TASKS, encoding="utf-8")
+    (project / "src" / "stock.py").write_text(STOCK, encoding="utf-8")
+    environment = os.environ | {"BROKER_URL": url, "PYTHONPATH": str(project / "src")}
+    os.environ.update(environment)
+    sys.path.insert(0, str(project / "src"))
+    return environment
+
+
 def main() -> None:
     """Bake, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -198,15 +209,7 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, default=1_000_000, help="for the flat cost")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ValkeyServer() as server:
-        project = Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=folder))
-        (project / "src" / "benchtasks.py").write_text(TASKS, encoding="utf-8")
-        (project / "src" / "stock.py").write_text(STOCK, encoding="utf-8")
-        environment = os.environ | {
-            "BROKER_URL": f"{server.connection_url}/0",
-            "PYTHONPATH": str(project / "src"),
-        }
-        os.environ.update(environment)
-        sys.path.insert(0, str(project / "src"))
+        environment = bake_project(Path(folder), f"{server.connection_url}/0")
         import benchtasks  # noqa: F401
         import stock
         from acme_tasks.celery import app

@@ -403,13 +403,14 @@ def test_what_the_readme_says_is_for_this_projects_units_alone(
 def test_a_release_that_does_not_come_up_costs_one_worker_and_not_all(
     lanes: Container, broker: Broker, project: Path
 ) -> None:
-    # Without `|| break`, the loop went on to take down every worker of every lane.
+    # Without `|| break`, the loop went on to take down every worker of every lane. None is down
+    # where the first unit that is restarted is the exporter's: systemd says in which order.
     good, before = lanes.run("readlink /opt/acme-tasks/current"), pids(lanes)
     broken = "set +e; ln -sfn /opt/acme-tasks/broken /opt/acme-tasks/current"  # as when pasted
     lanes.run(f"{broken}\n{restart_loop(project)}", check=False)
     during = pids(lanes)
     lanes.run(f"ln -sfn {good} /opt/acme-tasks/current\n{restart_loop(project)}")
-    assert len(before.items() & during.items()) == len(UNITS) - 1
+    assert len(before.items() & during.items()) >= len(UNITS) - 1
     assert not before.items() & pids(lanes).items()
     for lane in ("quick", "slow"):
         broker.await_work(lane)

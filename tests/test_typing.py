@@ -28,6 +28,7 @@ PRELUDES = {
     'INSTALLED_APPS += ["orders"]': "INSTALLED_APPS: list[str] = []",
     '@app.task(lane="slow")\ndef slow_task': "from acme_tasks.celery import app",
     "slow_task.send_many": "from acme_tasks.tasks import slow_task",
+    '@app.task(lane="quick", key=': "from acme_tasks.celery import app",
 }
 #: docs/moving-in.md moves another project in.
 OTHER_PROJECT = """

@@ -20,6 +20,8 @@ def none() -> None: ...
 def bound(self: Task, number: int, text: str = "") -> str:
     self.retry(contdown=1)  # error
     self.retry(lane=3)  # error
+    self.retry(key=1.5)  # error
+    self.retry(unique="nightly")  # error
     return text * number
 
 
@@ -54,6 +56,8 @@ app.task(lnae="slow")  # error
 app.task(lane=3)  # error
 app.task(lane=None)  # error
 app.task(max_retries="3")  # error
+app.task(key=3)  # error
+app.task(unique=True)  # error
 app.task(base=int)  # error
 shared_task(lnae="slow")  # error
 shared_task(lane=3)  # error
@@ -101,6 +105,12 @@ one.apply_async(1)  # error
 one.apply_async((1,), lane=3)  # error
 one.apply_async((1,), lnae="quick")  # error
 one.apply_async((1,), countdown="1")  # error
+one.apply_async((1,), key=1.5)  # error
+one.apply_async((1,), unique=1.5)  # error
+one.apply_async((1,), unqiue="nightly")  # error
+one.apply_async((1,), unique="nightly", unique_until="success")  # error
+one.apply_async((1,), unique="nightly", unique_for=[60])  # error
+one.apply_async((1,), unique="nightly", replace="yes")  # error
 none.apply_async((1,))  # error
 none.apply_async(lnae="quick")  # error
 bound.apply_async((1, 2))  # error
@@ -118,6 +128,8 @@ one.send_many((1,))  # error
 one.send_many([(1,)], lane=3)  # error
 one.send_many([(1,)], lnae="quick")  # error
 one.send_many([(1,)], countdown="1")  # error
+one.send_many([(1,)], key=1.5)  # error
+one.send_many([(1,)], unique="nightly")  # error
 one.send_many([one.si("1")])  # error
 one.send_many([one.si(numbre=1)])  # error
 one.send_many([none.si()])  # error
@@ -138,6 +150,8 @@ bound.si(1, txet="a")  # error
 # The app
 app.lanes.defualt  # error
 app.lnaes  # error
+app.control.revoke_by_key(4.2)  # error
+app.control.revoke_by_key("42", "quick", True)  # error
 
 # The front door
 lanes.Tusk  # error

@@ -1,6 +1,8 @@
 """Lines that both type checkers must pass, with the types that they must see."""
 
+from datetime import timedelta
 from typing import Any, assert_type
+from uuid import uuid4
 
 from acme_tasks.celery import app
 from acme_tasks.lanes import (
@@ -35,6 +37,16 @@ def one(number: int) -> str:
     return str(number)
 
 
+@app.task(key="number")
+def keyed(number: int) -> str:
+    return str(number)
+
+
+@app.task(key=lambda number: number % 10)
+def keyed_by(number: int) -> str:
+    return str(number)
+
+
 @app.task
 def none() -> None: ...
 
@@ -65,7 +77,7 @@ def bound(self: Task, number: int, text: str = "") -> str:
         return text * number
     assert_type(self.lane, str | None)
     self.update_state(state="PROGRESS")
-    raise self.retry(countdown=1, lane="slow", exc=ValueError(number))
+    raise self.retry(countdown=1, lane="slow", key="42", exc=ValueError(number))
 
 
 class Patient(Task):
@@ -135,6 +147,14 @@ one.apply_async((1,), lane="quick", countdown=1.5, expires=60, headers={"trace":
 one.apply_async(args=(1,), queue="slow_tasks", link=bare.si(1))
 one.apply_async(kwargs={"number": 1}, lane="quick")
 one.apply_async((), {"number": 1}, lane=None)
+one.apply_async((1,), key="42", unique="nightly", unique_for=60.5)
+one.apply_async((1,), key=42, unique=True, unique_until="start")
+one.apply_async((1,), key=uuid4(), unique=uuid4(), unique_for=timedelta(hours=1))
+one.apply_async((1,), key=None, unique=None, unique_for=None, unique_until=None, replace=False)
+assert_type(keyed.apply_async((1,), unique="nightly", replace=True).get(), str)
+assert_type(keyed_by.delay(1), AsyncResult[str])
+assert_type(keyed(1), str)
+shared_task(key="number")
 none.apply_async()
 none.apply_async(lane="slow")
 two.apply_async((1,))
@@ -149,9 +169,15 @@ assert_type(bound.apply_async((1, "a"), lane="slow"), AsyncResult[str])
 shared.apply_async((1,), lane="slow")
 assert_type(bare.apply((1,)), EagerResult[str])
 
+# by key
+assert_type(app.control.revoke_by_key("42"), int)
+assert_type(app.control.revoke_by_key(42, lane="quick", terminate=True), int)
+app.control.revoke("an-id", terminate=True)
+
 # send_many
 assert_type(one.send_many([(1,), (2,)]), int)
 one.send_many([(1,)] * 2000, lane="quick", countdown=1, expires=60.5)
+one.send_many([(1,)], key="42")
 one.send_many((number,) for number in range(9))
 none.send_many([()] * 3)
 two.send_many([(1,)])
@@ -190,4 +216,4 @@ errors: list[type[LanesError]] = [
     SettingsError,
 ]
 assert_type(SendError("", 3).sent, int)
-by_name: AsyncResult[Any] = app.send_task("name", (1,))
+by_name: AsyncResult[Any] = app.send_task("name", (1,), key=42, unique="nightly")

@@ -6,6 +6,7 @@ import socket
 import socketserver
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +107,9 @@ class Wire:
     def __init__(self) -> None:
         self.port = 0
         self.sent: list[bytearray] = []
-        self.ports: set[int] = set()  # of the relay's own ends, by which the server knows them
+        #: Since when, in seconds since 1970, the relay's own end of a connection has had its port,
+        #: by which the server knows it. The system gives a port again to who comes later.
+        self.ports: list[tuple[float, int]] = []
 
     def in_clear(self) -> list[bytes]:
         """The begin of each connection that did not begin with a TLS handshake, or told a secret.
@@ -132,7 +135,7 @@ def relay(port: int) -> Iterator[Wire]:
             sent = bytearray()
             wire.sent.append(sent)
             with socket.create_connection(("127.0.0.1", port)) as server:
-                wire.ports.add(server.getsockname()[1])
+                wire.ports.append((time.time(), server.getsockname()[1]))
                 back = threading.Thread(target=_pump, args=(server, self.request, bytearray()))
                 back.start()
                 _pump(self.request, server, sent)

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shutil import copy, copytree
@@ -98,7 +98,22 @@ class Ledger:
 
     def when(self, name: str, what: str = "start") -> list[float]:
         """The times, in seconds since 1970, at which the task of this name started or ended."""
-        return [float(at) for did, this, at in self._lines() if (did, this) == (what, name)]
+        return [float(at) for did, this, at, *_ in self._lines() if (did, this) == (what, name)]
+
+    def runs(self, killed: Mapping[int, float]) -> list[tuple[str, float, float]]:
+        """Each run of a `tick_of`: its name, and when it started and ended, in seconds since 1970.
+
+        Args:
+            killed: when the workers of these process groups were gone, and all they ran with them.
+        """
+        begun: dict[tuple[str, str], float] = {}
+        runs = []
+        for what, name, at, group in self._lines():
+            if what == "start":
+                begun[name, group] = float(at)
+            else:
+                runs.append((name, begun.pop((name, group)), float(at)))
+        return runs + [(name, at, killed[int(group)]) for (name, group), at in begun.items()]
 
     @property
     def size(self) -> int:

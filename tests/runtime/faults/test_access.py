@@ -10,7 +10,8 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.request import urlopen
@@ -40,7 +41,8 @@ LINES = dict(
     re.findall(r"^ACL SETUSER (\w+) (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 )
 Commands = dict[str, set[tuple[bytes, ...]]]  # by role
-ROLES = ("sender", "waiter", "worker", "operator", "metrics", "doctor")
+Run = Callable[..., str]  # a program in a role's project, to its end
+ROLES = ("sender", "sender_of_keys", "waiter", "worker", "operator", "metrics", "doctor")
 #: What MONITOR keeps to itself.
 UNSEEN = {(b"CONFIG", b"GET", b"save"), (b"ACL", b"DRYRUN", b"doctor", b"RPOP", b"work_tasks")}
 PASSWORD = "Rm4Kx9Tz"  # noqa: S105 - for users that live for a second
@@ -53,6 +55,7 @@ lease = "1s"
 max_retries = 1
 max_deliveries = 2
 """
+LIMIT = 'rate_per_key = "1000/s"'
 SCHEDULE = """
 [schedule.note]
 task = "light.note"
@@ -70,10 +73,31 @@ light_note.send_many([(note,)] * 3, countdown=0.5)
 fail.delay(note)
 light_note.apply_async((note,), expires="2001-01-01T00:00:00")
 """
+KEYED = f"""
+import sys
+from {worker.PACKAGE}.tasks import fail, light_note
+note = sys.argv[1]
+light_note.apply_async((note,), key="k")
+light_note.send_many([(note,)] * 20, key="k")
+light_note.apply_async((note,), key="k", countdown=0.5)
+light_note.send_many([(note,)] * 3, key="k", countdown=0.5)
+light_note.apply_async((note,), unique="done")
+light_note.apply_async((note,), unique="for a time", unique_for="1m")
+for _ in range(2):
+    light_note.apply_async((note,), unique="latest", replace=True, countdown=0.5)
+fail.apply_async((note,), key="fails", unique="fails")
+"""
+#: Sent by whom an older lanes.toml sets no limit, and then by whom one of one task does.
+BEHIND_ONE = f"""
+import sys
+from {worker.PACKAGE}.tasks import light_note
+light_note.send_many([(sys.argv[1],)] * 2, key="held")
+"""
 HOLDING = f"""
 import sys
 from {worker.PACKAGE}.tasks import hold_until
-hold_until.delay(*sys.argv[1:])
+go, begun, *key = sys.argv[1:]
+print(hold_until.apply_async((go, begun), **({{"key": key[0]}} if key else {{}})).id)
 """
 WAITING = f"""
 import sys
@@ -149,17 +173,21 @@ class Recorded:
         self._monitor.shutdown(socket.SHUT_RDWR)
         self._reader.join()
         self._monitor.close()
-        role_of = {port: role for role, wire in self.wires.items() for port in wire.ports}
+        ports: dict[int, list[tuple[float, str]]] = defaultdict(list)
+        for role_, wire in self.wires.items():
+            for since, port in wire.ports:
+                ports[port].append((since, role_))
         found: Commands = {role: set() for role in ROLES}
         role: str | None = None
         for line in self.lines:
-            parts = re.match(rb"\+[\d.]+ \[\d+ (?:lua|[\d.]+:(\d+))\] (.*)", line)
+            parts = re.match(rb"\+([\d.]+) \[\d+ (?:lua|[\d.]+:(\d+))\] (.*)", line)
             if not parts:
                 continue
-            if parts[1]:  # else a script's: whose it is comes before
-                role = role_of.get(int(parts[1]))
+            if parts[2]:  # else a script's: whose it is comes before
+                had = [each for each in ports[int(parts[2])] if each[0] <= float(parts[1])]
+                role = max(had)[1] if had else None
             if role:
-                found[role].add(_arguments(parts[2]))
+                found[role].add(_arguments(parts[3]))
         found["doctor"] |= UNSEEN
         return found
 
@@ -197,7 +225,10 @@ def recorded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Comman
             (folder / role).mkdir()
             url = f"redis://{role}:{PASSWORD}@127.0.0.1:{wire.port}/0"
             schedule = SCHEDULE.replace("FILE", str(folder / "kept"))
-            projects[role] = Project(folder / role, LANES + schedule, url)
+            lanes = LANES + schedule
+            if role == "operator":  # whose file is newer, or older, than the workers'
+                lanes = lanes.replace("[lanes.work]", f"[lanes.work]\n{LIMIT}")
+            projects[role] = Project(folder / role, lanes, url)
             with (folder / role / worker.PACKAGE / "tasks.py").open("a") as tasks:
                 tasks.write(LISTS)
             with (folder / role / worker.PACKAGE / "celery.py").open("a") as app:
@@ -205,19 +236,24 @@ def recorded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Comman
                 app.write(own_scheduler({"often": often}))
         recorder = Recorded(server, wires)
         try:
-            _do_all(recorder, projects, folder)
+            _do_all(recorder, projects, folder, stack)
         finally:
             commands = recorder.commands()
     return commands
 
 
-def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> None:
-    """Whatever each role does, until it is done."""
+def _do_all(  # noqa: PLR0915 - one story, in its order
+    recorder: Recorded, projects: dict[str, Project], folder: Path, stack: ExitStack
+) -> None:
+    """Whatever each role does, until it is done; `stack` ends what is left of it."""
     redis, at_work = recorder.server.redis, projects["worker"]
 
     def start(role: str, *arguments: str) -> Process:
         project, command = projects[role], [sys.executable, *arguments]
-        return Process(f"{role}{arguments[0]}", command, project.folder, project.environment)
+        name = f"{role}{arguments[0]}"
+        process = Process(name, command, project.folder, project.environment)
+        stack.callback(process.end)
+        return process
 
     def run(role: str, code: str, *arguments: str) -> str:
         process = start(role, "-c", code, *arguments)
@@ -243,25 +279,47 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
         wait_until(lambda: redis.zcard("lanes:work:dead") == 2, "what fails, and what has expired")
         letters = [f"work/{number.decode()}" for number in redis.zrange("lanes:work:dead", 0, -1)]
         one, other = letters
+        run("sender_of_keys", KEYED, str(folder / "note"))
+        wait_until(lambda: redis.zcard("lanes:work:dead") == 3, "what has a key, and fails")
+        holds, let = folder / "holds", folder / "let"
+        run("sender_of_keys", HOLDING, str(let), str(holds), "held")
+        wait_until(holds.exists, "one of a key to run")
         run("operator", COMMANDS, "status", "dead list", f"dead show {one}", "pause work")
         wait_until(lambda: recorder.saw(b"BRPOP", b"lanes:work:never"), "workers to see that")
+        run("sender_of_keys", BEHIND_ONE, str(folder / "note"))
+        # As if that key had been the last to have its turn: one that is new comes before it.
+        redis.hset("lanes:work:keyed:state", "served", "held")
+        run("operator", COMMANDS, "dead list --key fails", "dead retry --key fails")
         run("sender", SENDING, str(folder / "note"))
+        run("sender_of_keys", KEYED, str(folder / "note"))
+        _lower_a_limit(projects["sender_of_keys"], run, str(folder / "note"))
+        let.touch()
         scrape(port)  # while something waits
         run("operator", REVOKING)
+        of_key = ("status work --keys", "advise", "revoke work --key k --yes")
+        run("operator", COMMANDS, *of_key, "purge work --key k --yes")
         run("operator", COMMANDS, "status", "purge work --yes")
+        # Those without a key behind tokens, when they are fetched.
+        run("sender_of_keys", KEYED, str(folder / "note"))
+        run("sender", SENDING, str(folder / "note"))
         purge = f"dead purge {other} --yes"
         run("operator", COMMANDS, "resume work", f"dead retry {one}", purge)
         inspect = start("operator", "-m", "celery", "-A", worker.PACKAGE, "inspect", "active")
         assert inspect.process.wait(PATIENCE) == 0, inspect.log
         run("operator", BRIEFLY)
+        wait_until(lambda: not redis.exists("lanes:work:keyed:state"), "no key to be in use")
+        # A token that stands for nothing, as one leaves it who takes a message by hand.
+        redis.hincrby("lanes:work:keyed:state", "added", 1)
+        redis.lpush("work_tasks", '"keyed"')
+        wait_until(lambda: not redis.exists("work_tasks"), "workers to take that away")
         redis.lpush("celery", "of somebody else")
         redis.script_flush()  # as after a restart: the operator's command has loaded the scripts
         run("doctor", COMMANDS, "doctor")
         # A worker that was killed: another takes its task back, and its successor its name.
         begun, go = folder / "begun", folder / "go"
-        run("sender", HOLDING, str(go), str(begun))
+        held = run("sender", HOLDING, str(go), str(begun)).strip()
         wait_until(begun.exists, "one to run it")
-        killed = next(name for name, each in workers.items() if "Task hold_until[" in each.log)
+        killed = next(name for name, each in workers.items() if f"hold_until[{held}]" in each.log)
         workers[killed].kill()
         wait_until(lambda: len(begun.read_text().split()) == 2, "the other to run it")
         go.touch()
@@ -270,6 +328,16 @@ def _do_all(recorder: Recorded, projects: dict[str, Project], folder: Path) -> N
             wait_until(lambda: len(redis.hgetall("lanes:work:workers")) == 2, "two workers")
     assert not redis.hgetall("lanes:work:workers")
     _scrape_anew(redis, port, exporter)
+
+
+def _lower_a_limit(project: Project, run: Run, note: str) -> None:
+    """What is known of a key's messages no longer holds for who sends the next."""
+    text = project.lanes_file.read_text(encoding="utf-8")
+    run("sender_of_keys", BEHIND_ONE, note)
+    limit = "[lanes.work]\nmax_running_per_key = 1\n"
+    project.lanes_file.write_text(text.replace("[lanes.work]\n", limit), encoding="utf-8")
+    run("sender_of_keys", BEHIND_ONE, note)
+    project.lanes_file.write_text(text, encoding="utf-8")
 
 
 def _scrape_anew(redis: Redis, port: int, exporter: Process) -> None:

@@ -15,7 +15,8 @@ from conftest import MakeFleet
 from harness import PATIENCE, wait_until
 from support import PYTHON, Fleet
 
-from acme_tasks.lanes import worker
+from acme_tasks.lanes import remote, worker
+from acme_tasks.lanes.errors import UsageError
 
 pytestmark = pytest.mark.ours_only("a plain Celery app has no lane to send to")
 
@@ -105,6 +106,142 @@ def test_what_was_revoked_by_its_stamp_does_not_run_after_a_restart(
         fleet.start()
         run_all(fleet, sent["a"])
         assert {sent[name].get(PATIENCE) for name in "bc"} == {"b", "c"}
+
+
+# By key
+
+
+def revoke_key_in_code(app: Any, _: Fleet) -> None:
+    assert app.control.revoke_by_key("k 1", lane="work") == 3
+
+
+def revoke_key_by_command(_: Any, fleet: Fleet) -> None:
+    command = fleet.run("revoke", "work", "--key", "k 1", "--yes")
+    assert (command.returncode, command.stdout) == (0, "work: revoked 3 tasks\n"), command.stderr
+
+
+@pytest.mark.parametrize("revoke", [revoke_key_in_code, revoke_key_by_command])
+def test_what_a_key_has_is_revoked_and_what_it_is_sent_later_runs(
+    make_fleet: MakeFleet, revoke: Callable[[Any, Fleet], None]
+) -> None:
+    fleet = make_fleet(concurrency=1)
+    with fleet.app() as app:
+        fleet.start()
+        app.send_task("hold", ("held",), key="k 1")
+        wait_until(lambda: fleet.ledger.started["held"], "the slot to be taken")
+        waits = app.send_task("tick", ("a",), key="k 1")
+        delayed = app.send_task("tick", ("later",), key="k 1", countdown=5)
+        others = {
+            "other": app.send_task("tick", ("other",), key="k"),
+            "none": app.send_task("tick", ("none",)),
+        }
+        revoke(app, fleet)
+        others["new"] = app.send_task("tick", ("new",), key="k 1")
+        fleet.mend("held")
+        assert {name: each.get(PATIENCE) for name, each in others.items()} == {
+            name: name for name in others
+        }
+        run_all(fleet, waits)
+        assert delayed.state == "REVOKED"
+        assert fleet.ledger.started["later"] == 0
+        assert fleet.ledger.ended["held"] == 1
+
+
+def test_what_runs_of_a_key_is_ended_when_that_is_said(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(concurrency=1)
+    with fleet.app() as app:
+        fleet.start()
+        held = app.send_task("hold", ("held",), key="k")
+        wait_until(lambda: fleet.ledger.started["held"], "it to run")
+        told = fleet.run("revoke", "work", "--key", "k", "--terminate", "--yes")
+        assert (told.returncode, told.stdout) == (0, "work: revoked 1 task\n"), told.stderr
+        wait_until(lambda: held.state == "REVOKED", "it to be ended")
+        fleet.await_idle()
+        assert fleet.ledger.ended["held"] == 0
+
+
+def test_the_command_asks_first_and_revokes_ids_as_well(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(concurrency=1)
+    with fleet.app() as app:
+        result = app.send_task("tick", ("a",), key="k")
+        app.send_task("tick", ("b",), key="k", countdown=3600)
+        no = fleet.run("revoke", "work", "--key", "k")  # nobody answers
+        assert no.returncode == 1
+        assert no.stdout.startswith(
+            "work: revoke 2 tasks of the key k (1 waiting, 1 delayed, 0 running)? [y/N]: "
+        )
+        assert fleet.redis.keys("lanes:revo*") == []
+        told = fleet.run("revoke", "work", result.id, "--yes")
+        assert (told.returncode, told.stdout) == (0, "work: revoked 1 task\n"), told.stderr
+        fleet.start()
+        run_all_but_delayed(fleet, result)
+
+
+def run_all_but_delayed(fleet: Fleet, result: AsyncResult[Any]) -> None:
+    fleet.run_good("the revocation")
+    wait_until(lambda: result.state == "REVOKED", "it to be passed over")
+    assert fleet.ledger.started["a"] == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["an-id", "--key", "k"]], ids=["neither", "both"])
+def test_which_tasks_are_meant_has_to_be_said(make_fleet: MakeFleet, arguments: list[str]) -> None:
+    told = make_fleet().run("revoke", "work", *arguments, "--yes")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == "revoke which? name ids, or --key; not both\n"
+
+
+def test_a_key_with_more_tasks_than_are_remembered_is_not_revoked_in_part(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MOST", 2)
+    fleet = make_fleet()
+    with fleet.app() as sender:
+        app: Any = sender
+        for name in "abc":
+            app.send_task("tick", (name,), key="k")
+        with pytest.raises(UsageError) as refused:
+            app.control.revoke_by_key("k")
+        assert str(refused.value) == (
+            "the key 'k' has 3 tasks, and no more than 2 revocations are remembered: delete what "
+            "waits with the command `purge LANE --key KEY`, and revoke the rest"
+        )
+        assert fleet.redis.keys("lanes:revo*") == []
+
+
+# Locks
+
+
+@pytest.mark.parametrize("how", ["up", "none", "terminate"])
+def test_a_task_that_is_revoked_gives_its_lock_for_a_time_back_at_once(
+    make_fleet: MakeFleet, how: str
+) -> None:
+    """Seen before, in this test: the lock stayed for its hour, as after a task that ended well."""
+    fleet = make_fleet(concurrency=1)
+    once: dict[str, Any] = {"unique": "nightly", "unique_for": "1h"}
+    lock = "lanes:work:once:*"
+    with fleet.app() as app:
+        if how != "none":
+            fleet.start()
+        if how == "up":
+            app.send_task("hold", ("held",))
+            wait_until(lambda: fleet.ledger.started["held"], "the slot to be taken")
+        name = "hold" if how == "terminate" else "tick"
+        result = app.send_task(name, ("a",), **once)
+        assert app.send_task(name, ("a",), **once).id == result.id
+        if how == "terminate":
+            wait_until(lambda: fleet.ledger.started["a"], "it to run")
+        result.revoke(terminate=how == "terminate")
+        if how == "none":
+            fleet.start()
+        elif how == "up":
+            fleet.mend("held")
+        wait_until(lambda: result.state == "REVOKED", "it to be passed over")
+        fleet.await_idle()
+        wait_until(lambda: not fleet.redis.keys(lock), "its lock to be gone", 5)
+        good = app.send_task("tick", ("b",), **once)
+        assert good.get(PATIENCE) == "b"
+        fleet.await_idle()
+        assert len(fleet.redis.keys(lock)) == 1, "a task that ended well keeps it"
 
 
 @pytest.mark.parametrize(

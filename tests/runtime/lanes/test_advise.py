@@ -15,6 +15,7 @@ from acme_tasks.lanes import advise, cli, config, deploy
 from acme_tasks.lanes.advise import Advice, Seen
 from acme_tasks.lanes.counting import OTHER, Counted, Load, Period, Tally, gather
 from acme_tasks.lanes.redis.counters import Counters
+from acme_tasks.lanes.redis.store import KeyState
 from acme_tasks.lanes.status import store_of
 from acme_tasks.lanes.worker import PACKAGE
 
@@ -47,13 +48,14 @@ Look = Callable[..., list[Advice]]
 def look(lanes_file: Callable[[str], Path]) -> Look:
     """What is advised of lanes in which these tasks were counted, of all others nothing."""
 
-    def look(
+    def look(  # noqa: PLR0913 - what was seen, by name
         tasks: Mapping[str, Mapping[str, Counted]],
         lanes: str = LANES,
         *,
         seconds: float = DAY,
         workers: int = 1,
         waiting: int = 0,
+        longest_key: KeyState | None = None,
         **parts: Sequence[Period],
     ) -> list[Advice]:
         declared = config.load(lanes_file(lanes))
@@ -61,7 +63,8 @@ def look(lanes_file: Callable[[str], Path]) -> Look:
         for lane in declared:
             period = Period(seconds, tasks.get(lane.name, {}), 0, seconds)
             loads = [Load(f"{lane.name}-{n}@a", lane.concurrency, 0, 0.0) for n in range(workers)]
-            seen.append(Seen(lane, period, parts.get(lane.name, ()), waiting, loads))
+            known = parts.get(lane.name, ())
+            seen.append(Seen(lane, period, known, waiting, loads, longest_key))
         return list(advise.examine(seen))
 
     return look
@@ -74,6 +77,53 @@ SLOW = {"report": counted([(100, 5.0, 300.0)], 600), "tidy": counted([(100, 5.0,
 def only(found: Sequence[Advice]) -> Advice:
     assert len(found) == 1, found
     return found[0]
+
+
+# A lane in which one key is most of the load
+
+ONE_LANE = """
+default_lane = "quick"
+[lanes.quick]
+"""
+
+
+def test_a_key_that_is_most_of_what_waits_is_named_with_a_limit(look: Look) -> None:
+    key = KeyState("c\x07 42", waiting=1_500, running=4, held_by="")
+    assert only(look({}, ONE_LANE, waiting=2_000, longest_key=key)) == Advice(
+        lane="quick",
+        about="max_running_per_key",
+        task=None,
+        what="one key, 'c\\x07 42', is most of its load: 1,500 of 2,000 messages that wait (75 %), "
+        "and 4 that workers hold, of 4 slots; a task of another key waits until one of its tasks "
+        "ends",
+        do="let no key have more than half of the slots, or as many as you like to give it; "
+        "prefetch is 1 with that, so leave it out of the lane",
+        write="[lanes.quick] max_running_per_key = 2",
+    )
+
+
+NOT_MOST = {
+    "half of what waits": (ONE_LANE, 200, 100),
+    "most of few": (ONE_LANE, 99, 99),
+    "limited already": (f"{ONE_LANE}max_running_per_key = 1\n", 200, 200),
+    "no slot to leave": (f"{ONE_LANE}concurrency = 1\n", 200, 200),
+}
+
+
+@pytest.mark.parametrize(("lanes", "waiting", "of_key"), NOT_MOST.values(), ids=NOT_MOST)
+def test_a_key_that_is_not_or_that_no_limit_would_help_against_is_not_named(
+    look: Look, lanes: str, waiting: int, of_key: int
+) -> None:
+    key = KeyState("k", waiting=of_key, running=0, held_by="")
+    assert look({}, lanes, waiting=waiting, longest_key=key) == []
+
+
+def test_the_longest_key_of_a_lane_is_looked_up(run: Callable[..., Result], broker: Any) -> None:
+    store = store_of(broker.redis, config.load().get("quick"))
+    message = '{"headers": {"lane_key": "%s", "id": "%s"}}'
+    store.send([message % (key, number) for key in "aab" for number in range(50)])
+    [advice] = json.loads(run("quick", "--json").stdout)["advice"]
+    assert advice["what"].startswith("one key, 'a', is most of its load: 100 of 150 messages")
 
 
 # A lane with a task that is in the wrong one

@@ -15,6 +15,7 @@ from acme_tasks.lanes import bind, timeouts
 from acme_tasks.lanes.consumer import Consumer
 from acme_tasks.lanes.errors import RoutingError, UsageError
 from acme_tasks.lanes.redis import transport
+from acme_tasks.lanes.redis.store import NO_LIMITS
 from acme_tasks.lanes.task import Task
 
 LANES = """
@@ -199,6 +200,7 @@ def senders(app: Any) -> dict[str, Any]:
         "health_check_interval": timeouts.HEALTH,
         "server": app.server,
         "lane_by_queue": {"slow_tasks": "slow", "quick_tasks": "quick", "endless_tasks": "endless"},
+        "limits_by_lane": dict.fromkeys(("slow", "quick", "endless"), NO_LIMITS),
     }
 
 

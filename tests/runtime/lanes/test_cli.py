@@ -45,7 +45,7 @@ def test_help_mentions_every_command() -> None:
     assert [line.split()[0] for line in listed] == sorted(cli._main.commands)
     assert set(cli._main.commands) == {
         *("lanes", "worker", "workers", "status", "metrics", "units", "prove"),
-        *("pause", "resume", "dead", "doctor", "purge", "advise", "schedule"),
+        *("pause", "resume", "dead", "doctor", "purge", "revoke", "advise", "schedule"),
     }
 
 
@@ -229,6 +229,12 @@ def test_one_lane_leaves_prove_nothing_to_compare(tmp_path: Path) -> None:
     assert told.stderr == (
         "prove floods one lane and measures another, and lanes.toml declares one lane; add one\n"
     )
+
+
+def test_a_flood_of_one_key_does_not_burn() -> None:
+    told = run("prove", "--keys", "--burn")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr == ("--burn floods another lane, and --keys the same one: leave one out\n")
 
 
 MISTAKES = "default_lane = 'fast'\n[lanes.slow]\nnice = 20\n"

@@ -17,9 +17,9 @@ default_lane = "quick"
 """
 
 KEYS = (
-    "profile, queue, latency_slo, slo_target, concurrency, workers, pool, prefetch, time_limit, "
-    "soft_time_limit, expires, max_retries, drain, drain_timeout, max_deliveries, "
-    "unknown_wait, lease, "
+    "profile, queue, latency_slo, slo_target, concurrency, workers, pool, prefetch, "
+    "max_running_per_key, rate_per_key, time_limit, soft_time_limit, expires, max_retries, "
+    "drain, drain_timeout, max_deliveries, unknown_wait, lease, "
     "dead_cap, dead_size, dead_age, results, max_tasks_per_child, "
     "max_memory_per_child, nice, memory_max"
 )
@@ -133,6 +133,39 @@ LANE_MISTAKES = {
     "whole number with a fraction": (
         "prefetch = 1.5",
         "lanes.a.prefetch: 1.5 (expected a whole number from 1 to 1000)",
+    ),
+    "none at once of a key": (
+        "max_running_per_key = 0",
+        (
+            "lanes.a.max_running_per_key: 0 "
+            "(expected a whole number from 1 to 100000, or false for none)"
+        ),
+    ),
+    "a rate that is a number": (
+        "rate_per_key = 100",
+        'lanes.a.rate_per_key: 100 (expected a rate such as "100/m", or false for none)',
+    ),
+    "a rate without a time": (
+        'rate_per_key = "100"',
+        'lanes.a.rate_per_key: "100" (expected a rate such as "100/m", or false for none)',
+    ),
+    "a rate of nothing": (
+        'rate_per_key = "0/m"',
+        'lanes.a.rate_per_key: "0/m" (expected a rate such as "100/m", or false for none)',
+    ),
+    "tasks held ready where they are counted": (
+        "max_running_per_key = 2\nprefetch = 4",
+        (
+            "lanes.a.prefetch: 4 (expected 1 with max_running_per_key: what a worker holds ready "
+            "would count as running, and start later than it was counted)"
+        ),
+    ),
+    "tasks held ready where their starts are": (
+        'rate_per_key = "1/s"\nprefetch = 2',
+        (
+            "lanes.a.prefetch: 2 (expected 1 with rate_per_key: what a worker holds ready would "
+            "count as running, and start later than it was counted)"
+        ),
     ),
     "whole number that is true": (
         "max_retries = true",
@@ -304,6 +337,14 @@ ENTRY_MISTAKES = {
         'task = "t"\nevery = "1h"\nmissed = "twice"',
         'missed: "twice" (expected "none" or "once" or "all")',
     ),
+    "a key that is no text": (
+        'task = "t"\nevery = "1h"\nkey = 7',
+        "key: 7 (expected a text of 1 to 200 characters)",
+    ),
+    "a key of nothing": (
+        'task = "t"\nevery = "1h"\nkey = ""',
+        'key: "" (expected a text of 1 to 200 characters)',
+    ),
     "an unknown key": (
         'task = "t"\nevery = "1h"\narg = [1]',
         'arg: unknown key; did you mean "args"?',
@@ -337,6 +378,7 @@ args = ["all"]
 kwargs = { deep = { list = [1] } }
 lane = "quick"
 expires = "1h"
+key = "42"
 missed = "all"
 [schedule.often]
 task = "report"
@@ -347,7 +389,7 @@ every = "10m"
     assert (nightly.name, nightly.task, nightly.cron) == ("nightly", "report", "0 3 * * *")
     assert (nightly.timezone, nightly.args, nightly.missed) == ("Europe/Berlin", ("all",), "all")
     assert nightly.kwargs == {"deep": {"list": [1]}}
-    assert nightly.options == {"lane": "quick", "expires": 3600.0}
+    assert nightly.options == {"lane": "quick", "expires": 3600.0, "key": "42"}
     assert (often.every, often.cron, often.timezone, often.missed) == (600.0, None, "UTC", "once")
     assert (often.args, often.kwargs, often.options) == ((), {}, {})
 
@@ -515,6 +557,8 @@ def test_a_lane_without_keys_has_these(lanes_file: Write) -> None:
         workers=1,
         pool="prefork",
         prefetch=1,
+        max_running_per_key=None,
+        rate_per_key=None,
         time_limit=300.0,
         soft_time_limit=270.0,
         expires=None,
@@ -547,7 +591,9 @@ def test_every_key_is_read(lanes_file: Write) -> None:
         concurrency = 3
         workers = 2
         pool = "prefork"
-        prefetch = 5
+        prefetch = 1
+        max_running_per_key = 2
+        rate_per_key = "100/m"
         time_limit = "1.5h"
         soft_time_limit = "2m"
         expires = "1h"
@@ -575,7 +621,9 @@ def test_every_key_is_read(lanes_file: Write) -> None:
         concurrency=3,
         workers=2,
         pool="prefork",
-        prefetch=5,
+        prefetch=1,
+        max_running_per_key=2,
+        rate_per_key=0.6,
         time_limit=5400.0,
         soft_time_limit=120.0,
         expires=3600.0,
@@ -594,6 +642,13 @@ def test_every_key_is_read(lanes_file: Write) -> None:
         nice=19,
         memory_max=512 * 1024**2,
     )
+
+
+@pytest.mark.parametrize("limit", ["max_running_per_key = 2", 'rate_per_key = "1/s"'])
+def test_a_lane_with_a_limit_by_key_holds_no_task_ready(limit: str, lanes_file: Write) -> None:
+    """Whatever its profile says."""
+    lane = load(lanes_file(f'default_lane = "quick"\n[lanes.quick]\n{limit}')).default
+    assert lane.prefetch == 1
 
 
 def test_false_turns_a_limit_off(lanes_file: Write) -> None:
@@ -695,6 +750,13 @@ def test_an_unknown_queue_names_those_there_are(lanes_file: Write) -> None:
 )
 def test_a_duration_is_seconds(text: str, seconds: float) -> None:
     assert values.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("100/m", 0.6), ("10/s", 0.1), ("0.5/h", 7200), ("1/h", 3600)]
+)
+def test_a_rate_is_the_seconds_between_two(text: str, seconds: float) -> None:
+    assert values.parse_rate(text) == seconds
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,7 @@ def test_a_message_is_set_aside_before_its_slot_is_free() -> None:
         "traceback": "trace",
         "task": "echo",
         "task_id": "1",
+        "key": None,
     }
     assert channel.told == [("7@x", report), "7@x"]
 

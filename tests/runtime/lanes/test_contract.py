@@ -679,14 +679,17 @@ class Run:
 
     def send(self, script: str) -> None:
         arguments = [str(self.project.folder), str(PATIENCE)]
-        done = subprocess.run(
-            [sys.executable, "-c", script.replace("PACKAGE", PACKAGE), *arguments],
-            env=self.project.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", script.replace("PACKAGE", PACKAGE), *arguments],
+                env=self.project.environment,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            pytest.fail(f"{error.stderr!r}\n{self.workers.log}")
         assert done.returncode == 0, f"{done.stderr}\n{self.workers.log}"
 
     def expire_and_revoke(self) -> None:

@@ -54,7 +54,7 @@ def set_aside(
     store = Store(redis, Keys(lane.name, lane.queue))
     if message is not None:
         redis.rpush(lane.queue, message)
-    _, _, id_, _, _ = store.run("exchange", EXCHANGE_KEYS, (1, 60, "owner", 0))
+    _, _, _, id_, _, _ = store.run("exchange", EXCHANGE_KEYS, (1, 60, "owner", 0))
     report = {"reason": reason, "error": "no", "traceback": None, "task": None, "task_id": None}
     assert store.set_aside(id_.decode(), report | more, cap=10_000, size=1 << 20, age=DAY) == 0
 
@@ -93,6 +93,7 @@ def test_a_letter_has_all_that_is_known(letters: list[DeadLetter]) -> None:
         error="ValueError: [no]\nmore",
         task="mail.send",
         task_id=sent["headers"]["id"],
+        key=None,
         deliveries=1,
         traceback="trace",
         message=first.message,
@@ -106,6 +107,44 @@ def test_the_message_tells_the_task_that_the_report_does_not(redis: Any, quick: 
     set_aside(redis, quick, "poison", b'{"headers": {"task": "echo", "id": "7"}}')
     (letter,) = deadletters.read(redis, quick)
     assert (letter.task, letter.task_id) == ("echo", "7")
+
+
+def test_a_letter_has_its_key_by_its_report_or_its_message(
+    redis: Any, app: Celery, quick: Lane
+) -> None:
+    """One of poison, or of a worker that knew no keys, says none in its report."""
+    for _ in range(2):
+        app.send_task("echo", ("x",), lane="quick", key="café", ignore_result=True)
+    set_aside(redis, quick, "poison")
+    set_aside(redis, quick, "failed", task="echo")
+    set_aside(redis, quick, "failed", GARBAGE, task="echo", key="by the report")
+    app.send_task("echo", ("x",), lane="quick", ignore_result=True)
+    set_aside(redis, quick, "failed", task="echo", key=None)
+    found = ["café", "café", "by the report", None]
+    assert [each.key for each in deadletters.read(redis, quick)] == found
+    for key, expected in {"café": ["quick/1", "quick/2"], "by the report": ["quick/3"]}.items():
+        for messages in (True, False):
+            letters = deadletters.read(redis, quick, key=key, messages=messages)
+            assert ids(letters) == expected
+
+
+def test_letters_of_a_key_are_shown_tried_again_and_deleted(
+    redis: Any, app: Celery, quick: Lane
+) -> None:
+    keys = ["a b", "c", "a b", "a b"]
+    for key in keys:
+        app.send_task("echo", ("x",), lane="quick", key=key, ignore_result=True)
+        set_aside(redis, quick, "failed", task="echo", key=key)
+    listed = json.loads(dead("list", "--key", "a b", "--json").stdout)
+    assert [each["id"] for each in listed] == ["quick/4", "quick/3", "quick/1"]
+    assert "\nkey: a b\n" in dead("show", "quick/1").stdout
+    told = dead("retry", "quick/1", "--key", "a b")
+    assert outcome(told) == (0, "1 message back in their queues\n", "")
+    store = Store(redis, Keys.of(quick))
+    assert [(each.key, each.waiting) for each in store.keys_waiting()] == [("a b", 1)]
+    told = dead("purge", "--key", "a b", "--yes")
+    assert outcome(told) == (0, "2 messages deleted\n", "")
+    assert [each.id for each in deadletters.read(redis, quick)] == ["quick/2"]
 
 
 FILTERS = {
@@ -371,6 +410,7 @@ def test_list_for_scripts_has_all_that_is_known(letters: list[DeadLetter]) -> No
         "error": "ValueError: [no]\nmore",
         "task": "mail.send",
         "task_id": letters[0].task_id,
+        "key": None,
         "deliveries": 1,
         "traceback": "trace",
         "message": letters[0].message.decode(),
@@ -391,6 +431,7 @@ def test_show_tells_all_of_one(letters: list[DeadLetter]) -> None:
         "error: no",
         "task: None",
         "task_id: None",
+        "key: None",
         "deliveries: 1",
         "traceback: None",
         "message: \\udcff\x00 no text",
@@ -424,7 +465,7 @@ def test_retry_without_any_choice_refuses(redis: Any, app: Celery) -> None:
     assert outcome(dead("retry")) == (
         2,
         "",
-        "retry which? name ids, or --lane, --reason, --task, or --all\n",
+        "retry which? name ids, or --lane, --reason, --task, --key, or --all\n",
     )
     assert len(left(redis, app)) == 4
 
@@ -437,7 +478,7 @@ def test_without_any_choice_a_project_of_one_lane_refuses_too(
     lanes_file('default_lane = "quick"\n[lanes.quick]\n')
     told = dead(verb, *(["--yes"] if verb == "purge" else []))
     assert (told.exit_code, told.stdout) == (2, "")
-    assert told.stderr == f"{verb} which? name ids, or --lane, --reason, --task, or --all\n"
+    assert told.stderr == f"{verb} which? name ids, or --lane, --reason, --task, --key, or --all\n"
     assert left(redis, app) == ["quick/1"]
 
 
@@ -470,7 +511,7 @@ def test_purge_without_any_choice_refuses(redis: Any, app: Celery) -> None:
     assert outcome(dead("purge", "--yes")) == (
         2,
         "",
-        "purge which? name ids, or --lane, --reason, --task, or --all\n",
+        "purge which? name ids, or --lane, --reason, --task, --key, or --all\n",
     )
     assert len(left(redis, app)) == 4
 

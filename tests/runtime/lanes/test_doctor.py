@@ -21,6 +21,7 @@ from test_refusals import running as running_redis
 
 from acme_tasks.lanes import deploy, doctor, status
 from acme_tasks.lanes.doctor import Finding
+from acme_tasks.lanes.redis.store import EXCHANGE_KEYS, Keys, Limits, Store
 from acme_tasks.lanes.routing import SENT_AT
 from acme_tasks.lanes.worker import PACKAGE
 
@@ -646,6 +647,31 @@ def test_a_lane_that_is_declared_no_more_and_not_empty_is_a_problem(app: Any, re
             "lanes", "problem", f"gone: {held} 2 messages and 0 dead letters of it", undeclared
         ),
         Finding("lanes", "note", f"past: {held} 0 messages and 1 dead letter of it", undeclared),
+    ]
+
+
+def test_a_lane_of_the_past_that_holds_messages_with_a_key_alone_is_a_problem(
+    app: Any, redis: Any
+) -> None:
+    """Also where a limit leaves none that may start; its own queue is no list of others."""
+    message = json.dumps({"headers": {"lane_key": "k", "id": "i"}})
+    for lane, queue in (("gone", "gone_tasks"), ("past", "of_its_own")):
+        Store(redis, Keys(lane, queue)).send([message] * 2)
+    held = Store(redis, Keys("held", "held_tasks", Limits(running=1)))
+    held.send([message] * 2)
+    held.run("exchange", EXCHANGE_KEYS, (1, 60, "owner", 0))
+    assert redis.llen("held_tasks") == 0
+    undeclared = "declare it again until it is empty"
+    what = "not in lanes.toml, and Redis holds 2 messages and 0 dead letters of it"
+    assert unwell(app, "lanes") == [
+        Finding("lanes", "problem", f"gone: {what}", undeclared),
+        Finding("lanes", "problem", f"held: {what}", undeclared),
+        Finding(
+            "lanes",
+            "problem",
+            "of_its_own: 2 messages, and no lane takes from this queue",
+            "send to slow_tasks, quick_tasks; or see whose it is, and give them another database",
+        ),
     ]
 
 

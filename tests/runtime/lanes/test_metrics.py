@@ -24,6 +24,7 @@ from acme_tasks.lanes import cli, deploy
 from acme_tasks.lanes.counting import EDGES, Load
 from acme_tasks.lanes.metrics import LanesCollector, once
 from acme_tasks.lanes.redis.counters import Counters
+from acme_tasks.lanes.redis.store import EXCHANGE_KEYS
 from acme_tasks.lanes.routing import SENT_AT
 from acme_tasks.lanes.status import store_of
 from acme_tasks.lanes.worker import PACKAGE
@@ -32,6 +33,7 @@ LANES = """
 default_lane = "quick"
 
 [lanes.slow]
+max_running_per_key = 1
 [lanes.quick]
 queue = "swift"
 latency_slo = "3s"
@@ -56,7 +58,7 @@ SERIES = {
         for what in (
             *("oldest_wait_seconds", "waiting", "running", "delayed", "dead", "paused", "workers"),
             *("slots", "wanted_workers", "clock_difference_seconds", "latency_slo_seconds"),
-            "slo_target",
+            *("slo_target", "keys_waiting", "keys_held"),
         )
     },
     **{
@@ -92,6 +94,10 @@ def project(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         )
         app.send_task("echo", ("later",), lane="slow", countdown=3600)
         app.send_task("echo", ("now",), lane="slow")
+        for key in ("42", "42", "43", "43"):
+            app.send_task("echo", ("now",), lane="slow", key=key)
+        store = store_of(server.redis, app.lanes.get("slow"))
+        store.run("exchange", EXCHANGE_KEYS, (1, 3600, "owner", 0))
         server.redis.set("lanes:slow:paused", "1")
         yield project
     app.close()
@@ -150,7 +156,9 @@ def test_it_tells_all_that_is_promised_and_what_is_true(project: Project) -> Non
     assert told["lanes_run_seconds_bucket"]["quick", "0.1", "hold"] == 0
     assert 0.2 <= told["lanes_run_seconds_sum"]["quick", "hold"] < 10
     gauges = {
-        "waiting": (1, 0),
+        "waiting": (4, 0),
+        "keys_waiting": (2, 0),
+        "keys_held": (1, 0),
         "delayed": (1, 0),
         "dead": (0, 1),
         "paused": (1, 0),
@@ -165,7 +173,7 @@ def test_it_tells_all_that_is_promised_and_what_is_true(project: Project) -> Non
     oldest = told["lanes_oldest_wait_seconds"]
     assert oldest["quick",] == 0 < oldest["slow",] < PATIENCE
     assert told["lanes_clock_difference_seconds"].keys() == {("quick",)}  # of workers alone
-    assert told["celery_queue_length"] == {("slow_tasks",): 1, ("swift",): 0}
+    assert told["celery_queue_length"] == {("slow_tasks",): 4, ("swift",): 0}
     assert told["celery_active_process_count"] == {("slow_tasks",): 0, ("swift",): 4}
     [(node,)] = told["celery_worker_up"]
     assert node.startswith("quick-1@")

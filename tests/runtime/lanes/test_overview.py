@@ -14,6 +14,7 @@ from harness import PATIENCE, Project
 from acme_tasks.lanes import status
 from acme_tasks.lanes.counting import Addition, Load
 from acme_tasks.lanes.redis.counters import Counters
+from acme_tasks.lanes.redis.store import EXCHANGE_KEYS
 from acme_tasks.lanes.worker import PACKAGE
 
 LANES = """
@@ -124,6 +125,68 @@ def test_it_shows_a_lane_with_its_tasks(project: Project, count: Any) -> None:
     assert told_of["lane"] == "quick"
     assert told_of["tasks"]["echo"]["outcomes"] == {"failed": 10}
     assert told_of["tasks"][NAME]["run_p99"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_it_shows_the_ten_longest_keys_of_a_lane_and_what_holds_each_back(
+    project: Project, broker: Any
+) -> None:
+    project.lanes_file.write_text(LANES + "max_running_per_key = 1\n", encoding="utf-8")
+    with project.app() as app:
+        store = status.store_of(broker.redis, app.lanes.get("quick"))
+        for number in range(12):
+            name = "[bold]\n" if number == 0 else f"customer {number}"
+            for _ in range(20 - number):
+                app.send_task("echo", ("x",), lane="quick", key=name)
+    # A worker takes one of each of the two keys whose turn is first.
+    store.run("exchange", EXCHANGE_KEYS, (2, 60, "owner", 0))
+    told = project.run("status", "quick", "--keys")
+    assert (told.returncode, told.stderr) == (0, "")
+    shown = rows(told.stdout, "key waiting")
+    assert shown[:3] == [
+        ["[bold]\\n", "19", "1", "max_running_per_key"],
+        ["customer", "2", "18", "0", "-"],
+        ["customer", "1", "18", "1", "max_running_per_key"],
+    ]
+    assert len(shown) == 11
+    assert told.stdout.splitlines()[-1] == "10 of 12 keys, those of which most wait"
+    [lane] = json.loads(project.run("status", "quick", "--keys", "--json").stdout)
+    held = "max_running_per_key"
+    assert lane["longest_keys"][0] == {
+        "key": "[bold]\n",
+        "waiting": 19,
+        "running": 1,
+        "held_by": held,
+    }
+    assert (lane["waiting"], lane["keys"], lane["keys_held"]) == (172, 12, 2)
+    [slow, quick] = json.loads(project.run("status", "--json").stdout)
+    assert (slow["keys"], quick["keys"]) == (0, 12)
+    assert "longest_keys" not in quick
+
+
+def test_a_key_that_waits_for_its_rate_is_said_to_be_held_by_it(
+    project: Project, broker: Any
+) -> None:
+    project.lanes_file.write_text(LANES + 'rate_per_key = "1/h"\n', encoding="utf-8")
+    with project.app() as app:
+        store = status.store_of(broker.redis, app.lanes.get("quick"))
+        for _ in range(2):
+            app.send_task("echo", ("x",), lane="quick", key="a")
+    store.run("exchange", EXCHANGE_KEYS, (2, 60, "owner", 0))
+    told = project.run("status", "quick", "--keys")
+    assert rows(told.stdout, "key waiting") == [["a", "1", "1", "rate_per_key"]]
+
+
+def test_that_no_key_has_messages_is_a_line(project: Project) -> None:
+    told = project.run("status", "quick", "--keys")
+    assert told.stdout.splitlines()[-1] == "quick: no key has messages waiting"
+    [lane] = json.loads(project.run("status", "quick", "--keys", "--json").stdout)
+    assert lane["longest_keys"] == []
+
+
+def test_keys_are_those_of_one_lane(project: Project) -> None:
+    told = project.run("status", "--keys")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == "--keys shows those of one lane; name it: status LANE --keys\n"
 
 
 def test_an_unknown_lane_is_one_line_and_exit_2(project: Project) -> None:

@@ -35,6 +35,7 @@ LANES = "default_lane = 'half'\n" + "".join(
     f"[lanes.{name}]\nconcurrency = {SLOTS}\n" for name in (*USES, FULL)
 )
 NEAR = 0.3  # of the prediction
+FULL_USE = 0.95
 
 
 def typical_row(use: float) -> list[Task]:
@@ -106,6 +107,10 @@ def test_tasks_wait_as_long_as_predicted(measured: Measured, name: str) -> None:
     assert flow.load / SLOTS == pytest.approx(USES[name], rel=0.05)
     taken = flow.taken + measured.turnaround
     predicted = wait_of(Flow(flow.arrivals, taken, flow.variation), SLOTS).mean
+    if flow.arrivals * taken > FULL_USE * SLOTS:
+        # So busy a machine that more comes than goes: a row has an end then, and no formula.
+        row = [(comes, run + measured.turnaround) for comes, run in typical_row(USES[name])]
+        predicted = fmean(waits(row, SLOTS))
     bare = wait_of(flow, SLOTS).mean
     assert waited == pytest.approx(predicted, rel=NEAR), (
         f"{1000 * measured.turnaround:.1f} ms between two tasks; without, {bare:.4f} s"

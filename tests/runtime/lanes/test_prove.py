@@ -15,8 +15,9 @@ from matplotlib import image
 
 from acme_tasks.lanes import config, prove
 from acme_tasks.lanes.errors import UsageError
-from acme_tasks.lanes.prove import experiment, plot
+from acme_tasks.lanes.prove import experiment, keys, plot
 from acme_tasks.lanes.prove.experiment import Condition, InTime, Outcome, Pair
+from acme_tasks.lanes.prove.keys import KeysOutcome
 from acme_tasks.lanes.worker import PACKAGE
 
 LANES = """
@@ -232,9 +233,126 @@ def test_a_small_run_shows_the_difference(
 
     picture = tmp_path / "plot.png"
     plot.draw(measured, picture)
+    assert_drawn(picture)
+
+
+def assert_drawn(picture: Path) -> None:
+    """That something of each kind is in it."""
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = image.imread(picture)[:, :, :3].reshape(-1, 3)
     for colour in (plot._QUIET, plot._BUSY, plot._LATE):
         red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
         drawn = abs(pixels - (red, green, blue)).max(axis=1) < 0.02
         assert drawn.sum() > 20, f"hardly anything is drawn in {colour}"
+
+
+# One key's flood
+
+
+def keys_outcome(
+    lanes: config.Lanes, *, idle: float | None, flooded: float | None, control: float | None = None
+) -> KeysOutcome:
+    return KeysOutcome(
+        lane=lanes.get("quick"),
+        flood=10_000,
+        enqueue_time=0.5,
+        idle=Condition("idle", [idle]),
+        flooded=Condition("flooded", [flooded]),
+        control=Condition("no keys", [control] * 10),
+    )
+
+
+@pytest.mark.parametrize(
+    ("idle", "flooded", "kept"),
+    [
+        (0.1, 0.12, True),
+        (0.1, 0.121, False),
+        (0.1, None, False),
+        (None, 0.1, False),
+        (None, None, False),
+    ],
+    ids=["1.2 times", "more", "not answered", "idle not answered", "neither answered"],
+)
+def test_another_key_may_wait_for_1_2_times_as_long_under_a_flood(
+    lanes: config.Lanes, idle: float | None, flooded: float | None, kept: bool
+) -> None:
+    assert keys_outcome(lanes, idle=idle, flooded=flooded).kept is kept
+
+
+@pytest.mark.parametrize(
+    ("flooded", "verdict"),
+    [
+        (0.02, (0, "is not delayed by 10,000 tasks of A: its p99 is 1.00 x that")),
+        (0.05, (1, "IS DELAYED by 10,000 tasks of A: its p99 is 2.50 x that")),
+    ],
+    ids=["kept", "broken"],
+)
+def test_the_table_of_keys_ends_in_a_verdict(
+    lanes: config.Lanes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flooded: float,
+    verdict: tuple[int, str],
+) -> None:
+    measured = keys_outcome(lanes, idle=0.02, flooded=flooded)
+    monkeypatch.setattr(prove, "run_keys", lambda *_args, **_options: measured)
+    exit_code, said = verdict
+    assert prove.main_keys(lanes, flood=10_000, plot=None, as_json=False) == exit_code
+    printed = capsys.readouterr().out
+    assert f"Another key {said} with no task waiting, where 1.2 x is allowed." in printed
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
+    assert "no keys, 10,000 ahead 0 of 10 not answered in 10 s" in rows
+    assert "keys, all slots busy with A 1 of 1 20.0 ms 20.0 ms 20.0 ms" in rows
+    assert "10,000 tasks were queued in 0.5 s, 20,000 a second." in rows
+
+
+def test_what_was_not_answered_of_a_key_is_null_for_scripts(
+    lanes: config.Lanes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = keys_outcome(lanes, idle=0.02, flooded=None)
+    monkeypatch.setattr(prove, "run_keys", lambda *_args, **_options: measured)
+    assert prove.main_keys(lanes, flood=10_000, plot=None, as_json=True) == 1
+    text = capsys.readouterr().out
+    shown = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (shown["p99_ratio"], shown["p99_allowed"], shown["kept"]) == (None, 0.024, False)
+    assert shown["no_keys"] == {"sent": 10, "p50": None, "p99": None, "max": None}
+
+
+@pytest.mark.parametrize("limit", ["", "max_running_per_key = 2"], ids=["no limit", "a limit"])
+def test_a_small_run_of_keys_shows_the_difference(
+    lanes_file: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bound: Callable[[str], Celery],
+    limit: str,
+) -> None:
+    text = f"{LANES}prefetch = 1\n{limit}\n"
+    project = Project(tmp_path, text, "redis://localhost:1/0")
+    for name in ("PYTHONPATH", "LANES_FILE"):
+        monkeypatch.setenv(name, project.variables[name])
+    for name, value in {"ROUNDS": 1, "ROUND_TIME": 1, "CONTROL_PROBES": 3}.items():
+        monkeypatch.setattr(keys, name, value)
+    for module in (experiment, plot):
+        monkeypatch.setattr(module, "CUT_OFF", 4.0)
+    steps: list[str] = []
+
+    app = bound(text)
+
+    @app.task(name="prove.work", shared=False)  # this app has no others' shared tasks
+    def work(mean: float, key: str) -> None:
+        raise NotImplementedError
+
+    measured = keys.run_keys(config.load(lanes_file(text)), app, flood=700, step=steps.append)
+
+    # Seen: nothing answered without keys; 20 ms with them, with and without the flood.
+    assert measured.control.waits == [None] * 3
+    assert None not in measured.idle.waits + measured.flooded.waits
+    assert len(measured.idle.waits) == len(measured.flooded.waits) == keys.RATE
+    assert steps == [
+        "round 1 of 1: no task of A waiting",
+        "round 1 of 1: 700 tasks of A waiting",
+        "700 tasks waiting, without keys",
+    ]
+    picture = tmp_path / "plot.png"
+    plot.draw_keys(measured, picture)
+    assert_drawn(picture)

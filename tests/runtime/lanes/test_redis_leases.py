@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import sha1
 from typing import Any
 
@@ -74,7 +74,7 @@ def queue(redis: Any) -> list[str]:
 def take(redis: Any, count: int, owner: str = OTHER) -> list[str]:
     """Fetch as the transport does; the ids of the new leases."""
     args = (count, LEASE, owner, 0)
-    return [id_.decode() for id_ in Store(redis, KEYS).run("exchange", EXCHANGE_KEYS, args)[2::3]]
+    return [id_.decode() for id_ in Store(redis, KEYS).run("exchange", EXCHANGE_KEYS, args)[3::3]]
 
 
 def deliveries(redis: Any) -> list[int]:
@@ -139,6 +139,29 @@ def test_what_could_not_be_acknowledged_is_when_the_broker_is_back(redis: Any) -
     assert list(leases.held) == [third]
     assert redis.hkeys(KEYS("leased")) == [third.encode()]
     assert not leases._pending
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["there", "away"])
+@pytest.mark.parametrize("revoked", [False, True], ids=["done", "revoked"])
+def test_a_lock_for_a_time_goes_when_its_task_was_revoked(
+    redis: Any, revoked: bool, away: bool
+) -> None:
+    """And stays when it ended well. That is kept, too, while the broker is away."""
+    leases = make_leases(redis)
+    once = "time 3600000 0 {} t%3A{}"
+    for id_ in "ab":
+        headers = {"id": id_, "lane_once": once.format(id_, id_)}
+        assert leases.store.send([json.dumps({"headers": headers})]) == [""]
+    ids = take(redis, 2, leases.owner)
+    leases.hold(ids)
+    with broker_away(redis) if away else nullcontext():
+        leases.acknowledge(ids[0], at_once=True, revoked=revoked)
+        leases.acknowledge(ids[1], at_once=False, revoked=revoked)
+        leases.keep_acks(leases.take_acks())  # by an exchange whose reply never came
+    leases._tend()
+    assert not redis.exists(KEYS("leased"))
+    assert not leases._pending
+    assert len(redis.keys("lanes:quick:once:*")) == (0 if revoked else 2)
 
 
 def test_nobody_waits_for_a_broker_that_is_known_to_be_away(redis: Any) -> None:

@@ -91,8 +91,12 @@ KINDS = "expected crontab, timedelta or a number"
             {"task": "echo", "schedule": 60, "args": (object,)},
             "its arguments cannot be sent: Object of type type is not JSON serializable",
         ),
+        (
+            {"task": "echo", "schedule": 60, "options": {"unique": "x", "replace": True}},
+            "replace is not kept: each run has an id of its own; say unique alone",
+        ),
     ],
-    ids=["solar", "own", "text", "often", "when", "what", "arguments"],
+    ids=["solar", "own", "text", "often", "when", "what", "arguments", "latest"],
 )
 def test_what_cannot_be_kept_is_named_with_why(app: Celery, given: Any, why: str) -> None:
     app.conf.beat_schedule = {"one": given}
@@ -115,6 +119,7 @@ def test_tasks_their_arguments_and_lanes_are_looked_at(app: Celery) -> None:
         Entry(name="b", task="echo", every=1.0),
         Entry(name="c", task="echo", every=1.0, args=("x",), kwargs={"more": 1}),
         Entry(name="d", task="echo", every=1.0, args=("x",), options={"queue": "gone"}),
+        Entry(name="e", task="echo", every=1.0, args=("x",), options={"unique_for": 1}),
     ]
     with pytest.raises(ConfigError) as error:
         check_tasks(app, wrong)
@@ -126,6 +131,7 @@ def test_tasks_their_arguments_and_lanes_are_looked_at(app: Celery) -> None:
             'schedule.d: no lane consumes the queue "gone" (queues: quick_tasks by quick, '
             "slow_tasks by slow)"
         ),
+        "schedule.e: echo: unique_for=1 needs unique: say unique=True, or a text",
     ]
 
 
@@ -184,6 +190,21 @@ def test_where_a_lane_has_no_workers_those_of_others_keep_its_schedule(
     ours = project(tmp_path, broker, OFTEN.format(seen=tmp_path / "seen", lane="light"))
     with ours.workers("quick"):
         wait_until(lambda: broker.redis.llen("light_tasks") >= 2, "two messages")
+
+
+def test_an_entry_may_have_a_key_and_one_that_is_unique_waits_once(
+    tmp_path: Path, broker: Any
+) -> None:
+    often = OFTEN.format(seen=tmp_path / "seen", lane="light")
+    ours = project(tmp_path, broker, f'{often}key = "nightly"')
+    options = {"lane": "single", "unique": "x"}
+    each = {"once": {"task": "echo", "schedule": 1, "args": ["x"], "options": options}}
+    with (tmp_path / PACKAGE / "celery.py").open("a") as file:
+        file.write(f"app.conf.beat_schedule = {each!r}")
+    with ours.workers("quick"):
+        waiting = "lanes:light:keyed:messages:nightly"
+        wait_until(lambda: broker.redis.llen(waiting) >= 3, "three messages of the key")
+    assert broker.redis.llen("single_tasks") == 1
 
 
 def test_a_schedule_that_cannot_be_kept_is_a_line_each_and_no_worker(

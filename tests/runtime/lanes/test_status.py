@@ -17,7 +17,7 @@ from harness import Project, free_port, wait_until
 from acme_tasks.lanes import status
 from acme_tasks.lanes.errors import BrokerError
 from acme_tasks.lanes.redis.connect import Server
-from acme_tasks.lanes.redis.store import PRIORITY_LISTS
+from acme_tasks.lanes.redis.store import EXCHANGE_KEYS, PRIORITY_LISTS, Store, quoted
 from acme_tasks.lanes.routing import SENT_AT
 from acme_tasks.lanes.status import LaneStatus, Recent
 from acme_tasks.lanes.worker import PACKAGE
@@ -79,6 +79,8 @@ def test_without_workers_it_tells_what_waits_and_for_how_long(
         wanted_workers=None,
         latency_slo=600.0,
         slo_kept=True,
+        keys=0,
+        keys_held=0,
         delayed=0,
         dead=0,
         dead_full=False,
@@ -335,6 +337,75 @@ def test_celerys_purge_empties_lanes_of_what_is_delayed_too(
     assert kept(app, "slow") == (0, None, 0, 2, False)
     assert filled.hlen("lanes:slow:leased") == 1
     assert not filled.exists("lanes:slow:deliveries")
+
+
+@pytest.fixture
+def keyed(app: Celery, broker: Any) -> Store:
+    """slow holds three waiting, one delayed, one running, one dead, of "é" and of "b" each."""
+    store = status.store_of(broker.redis, app.lanes.get("slow"))
+    for name in ("é", "b"):
+        for value in ("dead", "running", "1", "2"):
+            app.send_task("echo", (value,), lane="slow", key=name)
+        app.send_task("echo", ("due",), lane="slow", key=name, countdown=0.01)
+        app.send_task("echo", ("later",), lane="slow", key=name, countdown=3600)
+    taken = store.run("exchange", EXCHANGE_KEYS, (4, 60, "owner", 0))[3::3]
+    for id_ in taken[:2]:
+        report = {"reason": "failed", "error": "no"}
+        assert store.set_aside(id_.decode(), report, cap=9, size=1 << 20, age=60.0) == 0
+    wait_until(lambda: store.counts().delayed == 2, "what is due soon to be due")
+    app.send_task("echo", ("plain",), lane="slow")
+    return store
+
+
+def held(store: Store, key: str) -> tuple[int, int, int, int]:
+    """Waiting, delayed, leased, dead, of a key."""
+    counts = store.counts_of(key)
+    numbers = store.dead_numbers()
+    dead = [message for _, message, _ in store.dead_letters(numbers)]
+    count = sum(json.loads(each)["headers"]["lane_key"] == quoted(key) for each in dead)
+    return counts.waiting, counts.delayed, counts.leased, count
+
+
+PURGES_OF_A_KEY = {
+    "what waits and is delayed": ([], "3 waiting, 1 delayed", "1 dead, 1 running", (0, 0, 1, 1)),
+    "what waits": (["--waiting"], "3 waiting", "1 delayed, 1 dead, 1 running", (0, 1, 1, 1)),
+    "what is delayed": (["--delayed"], "1 delayed", "3 waiting, 1 dead, 1 running", (3, 0, 1, 1)),
+    "dead letters": (["--dead"], "1 dead", "3 waiting, 1 delayed, 1 running", (3, 1, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("what", PURGES_OF_A_KEY)
+def test_a_lane_is_purged_of_one_key_and_no_other_is_touched(
+    keyed: Store, project: Project, what: str
+) -> None:
+    options, gone, stays, left = PURGES_OF_A_KEY[what]
+    told = project.run("purge", "slow", "--key", "é", "--yes", *options)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == f"slow: deleted {gone} of the key é; left {stays}\n"
+    assert held(keyed, "é") == left
+    assert held(keyed, "b") == (3, 1, 1, 1)
+    assert keyed.counts().waiting == left[0] + 4
+
+
+def test_a_purge_of_a_key_asks_first(keyed: Store, project: Project) -> None:
+    command = [sys.executable, "-m", PACKAGE, "purge", "slow", "--key", "é"]
+    options: Any = {"cwd": project.folder, "env": project.environment, "text": True}
+    told = subprocess.run(command, input="n\n", capture_output=True, check=False, **options)
+    assert told.returncode == 1
+    asked = "slow: delete 3 waiting, 1 delayed of the key é for good? [y/N]: "
+    assert told.stdout.startswith(asked)
+    assert held(keyed, "é") == (3, 1, 1, 1)
+
+
+@pytest.mark.parametrize("command", ["purge slow", "revoke slow", "dead list", "dead purge"])
+def test_what_can_be_no_key_is_one_line_and_exit_2(project: Project, command: str) -> None:
+    """An empty one would be none, and a purge would take all."""
+    told = project.run(*command.split(), "--key", "")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == (
+        "--key='' cannot be used: expected 1 to 200 characters, and these are 0; "
+        "a hash of it is short enough\n"
+    )
 
 
 @pytest.mark.parametrize("foreign", ["no JSON", "[]", '{"headers": null}', '{"headers": {}}'])

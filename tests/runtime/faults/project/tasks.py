@@ -16,12 +16,12 @@ from celery.signals import task_rejected, task_unknown
 from .celery import app
 
 
-def note(what: str, name: object) -> None:
+def note(what: str, name: object, *more: object) -> None:
     """One write, and so never mixed with another's; the file outlives any process."""
     if not re.fullmatch(r"[\w-]+", str(name), re.ASCII):
         name = "odd"  # from a message that was changed at random
     file = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND)
-    os.write(file, f"{what} {name} {time.time()}\n".encode())
+    os.write(file, " ".join(map(str, (what, name, time.time(), *more))).encode() + b"\n")
     os.close(file)
 
 
@@ -44,6 +44,14 @@ def tick(name: str, seconds: float = 0.0) -> str:
         time.sleep(seconds)
     note("end", name)
     return name
+
+
+@app.task(name="tick_of")
+def tick_of(name: str, seconds: float) -> None:
+    """Notes which worker it is one of, by its process group."""
+    note("start", name, os.getpgid(0))
+    time.sleep(seconds)
+    note("end", name, os.getpgid(0))
 
 
 @app.task(name="kill_child")

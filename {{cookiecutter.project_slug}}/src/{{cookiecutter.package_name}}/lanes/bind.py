@@ -20,6 +20,7 @@ from . import (
     discovery,
     drain,
     excerpt,
+    keyed,
     logs,
     notify,
     parent,
@@ -28,10 +29,18 @@ from . import (
 )
 from .config import Lane, Lanes
 from .consumer import Consumer
-from .errors import BrokerError, ContractError, LanesError, SettingsError, UsageError
+from .errors import (
+    BrokerError,
+    ContractError,
+    LanesError,
+    RoutingError,
+    SettingsError,
+    UsageError,
+)
 from .redis.connect import Server
 from .redis.refusals import is_final
-from .routing import AMQP
+from .redis.store import Keys
+from .routing import AMQP, FIRST
 from .settings import Settings
 from .task import Task
 
@@ -75,7 +84,8 @@ def _bind(celery_app: Celery) -> App:
     app.control_cls = f"{__package__}.remote:Control"
     app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
-    app.task = _checking_lane(app.task, lanes)
+    app.task = _checking_at_the_line(app.task, lanes)
+    app.send_task = _returning_the_first(app.send_task, app)  # type: ignore[method-assign]
     connect(app, environment)
     app.conf.update(
         task_ignore_result=environment.results is None,
@@ -143,6 +153,7 @@ def connect(app: Any, environment: Settings) -> None:
             "priority_steps": [0],
             "health_check_interval": timeouts.HEALTH,
             "lane_by_queue": {each.queue: each.name for each in app.lanes},
+            "limits_by_lane": {each.name: Keys.of(each).limits for each in app.lanes},
             "server": app.server,
         },
     )
@@ -298,16 +309,58 @@ def _end_leases(**_: Any) -> None:
     end_all()
 
 
-def _checking_lane(define: Any, lanes: Lanes) -> Any:
-    """`app.task`, which raises at the line that names an unknown lane.
+def _checking_at_the_line(define: Any, lanes: Lanes) -> Any:
+    """`app.task`, which raises at the line that names an unknown lane, or a key that is none.
 
     Celery builds a task on first use, so without this the error would name another line.
     """
 
     @functools.wraps(define)
-    def task(*args: Any, **options: Any) -> Any:
+    def task(*functions: Any, **options: Any) -> Any:
         if options.get("lane") is not None:
             lanes.get(options["lane"])
-        return define(*args, **options)
+        decorate = define(*functions, **options)
+        key = options.get("key")
+        if key is None:
+            return decorate
+
+        def check(function: Any) -> None:
+            run = functools.partial(function, None) if options.get("bind") else function
+            keyed.finder(function.__name__, key, run)
+
+        if functions:
+            check(functions[0])
+            return decorate
+
+        def checked(function: Any) -> Any:
+            check(function)
+            return decorate(function)
+
+        return checked
 
     return task
+
+
+def _returning_the_first(send: Any, app: Any) -> Any:
+    """`app.send_task`, and so `apply_async`, which returns the result of what was sent before.
+
+    Where `unique` says that a task is sent once, and one is under way, its result is returned, and
+    nothing is sent: of Celery's signals, `before_task_publish` came then, and no
+    `after_task_publish` does.
+    """
+
+    @functools.wraps(send)
+    def send_task(name: str, *args: Any, **options: Any) -> Any:
+        if options.get("unique") in (None, False):
+            return send(name, *args, **options)
+        if options.get("replace") and options.get("task_id"):
+            raise RoutingError(
+                f"{name}: replace and task_id cannot be used together: the task that waits keeps "
+                "its id; leave one of them out"
+            )
+        first: list[str] = []
+        result_of = options.pop("result_cls", None) or app.AsyncResult
+        options["result_cls"] = lambda id_: result_of(first[0] if first else id_)
+        return send(name, *args, **options, **{FIRST: first})
+
+    return send_task

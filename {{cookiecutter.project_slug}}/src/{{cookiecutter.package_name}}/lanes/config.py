@@ -30,6 +30,8 @@ class Lane:
     workers: int  # worker processes, each with `concurrency`
     pool: str  # one of schema.POOLS
     prefetch: int  # messages a worker holds per slot, the running one included
+    max_running_per_key: int | None  # tasks of one key at once, over all workers
+    rate_per_key: float | None  # seconds between two starts of tasks of one key, at least
     time_limit: float | None  # seconds, then the child process is killed
     soft_time_limit: float | None  # seconds, then SoftTimeLimitExceeded is raised in the task
     expires: float | None  # seconds after it was due; an older task becomes a dead letter
@@ -241,7 +243,7 @@ class _Reader:
         self.across_entry(where, given, lanes)
         if len(self.problems) > before:
             return None
-        options = {key: values.pop(key) for key in ("lane", "expires")}
+        options = {key: values.pop(key) for key in ("lane", "expires", "key")}
         options = {key: each for key, each in options.items() if each is not None}
         return Entry(name=name, **values, options=options)
 
@@ -277,12 +279,25 @@ class _Reader:
                 rule = 'pool = "solo" runs one task at a time; expected 1'
                 self.complain(f"{where}.concurrency", given["concurrency"], rule)
             values["concurrency"] = 1
+        self.one_at_a_time(where, given, values)
         hard, soft = values["time_limit"], values["soft_time_limit"]
         if hard and soft and soft >= hard:
             rule = f"must be less than time_limit, which is {_shown(time_limit)}"
             self.complain(f"{where}.soft_time_limit", given["soft_time_limit"], rule)
         if hard and "soft_time_limit" not in given:
             values["soft_time_limit"] = hard * _SOFT_SHARE
+
+    def one_at_a_time(self, where: str, given: dict[str, Any], values: dict[str, Any]) -> None:
+        limit = next((each for each in ("max_running_per_key", "rate_per_key") if values[each]), "")
+        if not limit:
+            return
+        if given.get("prefetch", 1) != 1:
+            rule = (
+                f"expected 1 with {limit}: what a worker holds ready would count as running, and "
+                "start later than it was counted"
+            )
+            self.complain(f"{where}.prefetch", given["prefetch"], rule)
+        values["prefetch"] = 1
 
     def no_shared_queue(self, lanes: dict[str, Lane | None]) -> None:
         owner: dict[str, str] = {}

@@ -36,7 +36,7 @@ from kombu.asynchronous import get_event_loop
 
 from . import logs
 from .counting import Tally
-from .redis.store import instant
+from .redis.store import instant, key_in
 from .results import store_failure
 from .routing import SENT_AT
 
@@ -363,6 +363,7 @@ class Request(celery.worker.request.Request):
     """Celery's request, which sets a failed or expired task aside where it would acknowledge it."""
 
     _failure: tuple[str, str, str | None] | None = None  # reason, error, traceback
+    _is_revoked = False  # before it ran, or while it did
     _began: float | None = None  # monotonic seconds; None: it does not run, or that was counted
 
     def __init__(self, message: Any, **options: Any) -> None:
@@ -451,6 +452,11 @@ class Request(celery.worker.request.Request):
 
     def acknowledge(self) -> None:
         """Acknowledge; a failure for good is set aside in the same step."""
+        if self._is_revoked and self.message.channel.lane and not self.acknowledged:
+            # Celery's way does not say so, and a lock for a time would stay.
+            self.message.channel.qos.ack(self.message.delivery_tag, revoked=True)
+            self.acknowledged = True
+            return
         if self._failure is None or self.acknowledged:
             super().acknowledge()
             return
@@ -515,6 +521,7 @@ class Request(celery.worker.request.Request):
                     TaskRevokedError(reason),
                     state=REVOKED,
                 )
+        self._is_revoked = not expired
         if not (expired or self._already_revoked):
             self._count_end("revoked")
         super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
@@ -558,6 +565,7 @@ def set_aside(message: Any, reason: str, error: str, traceback: str | None = Non
         "traceback": traceback,
         "task": headers.get("task") if _is_text(headers.get("task")) else None,
         "task_id": headers.get("id") if _is_text(headers.get("id")) else None,
+        "key": key_in(headers),
     }
     message.channel.leases.set_aside(message.delivery_tag, report)
     message.channel.qos.free_slot(message.delivery_tag)

@@ -30,6 +30,7 @@ WORKER: Names = {
         "control_cls": "Set: remote control is sent by ours.",
         "events_cls": "Set: events are sent by ours.",
         "task(...)": "Wrapped: an unknown lane is an error at the line that names it.",
+        "send_task(name, ..., task_id, result_cls)": "Wrapped: what is sent once has one result.",
     },
     ("celery.app.base:Celery", "beat"): {
         "Beat": "Set: `celery beat` runs nothing that workers keep.",
@@ -81,6 +82,7 @@ WORKER: Names = {
         "signature_from_request(request, args, kwargs, queue, ...)": "A retry may change lanes.",
         "bind(app)": "A task gets its lane's limits when it is defined.",
         "__header__": "Called: `send_many` checks arguments as `delay` does.",
+        "run(...)": "Read: which of its arguments is the key.",
     },
     ("kombu.messaging:Producer", "routing"): {
         "_channel": "Read: whether it was closed, by an outage.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from .config import Lane
 from .protocol import upgraded
-from .redis.store import Keys, Store, instant
+from .redis.store import Keys, Store, instant, key_in
 
 REASONS = ("poison", "failed", "expired", "unknown", "malformed", "worker")
 _BATCH = 200  # letters read or moved in one go
@@ -27,6 +27,7 @@ class DeadLetter:
     error: str
     task: str | None  # the task's name, where the message has one
     task_id: str | None
+    key: str | None  # the message's, where it has one
     deliveries: int
     traceback: str | None
     message: bytes  # as it was in the queue; empty where `read` was told to leave it out
@@ -57,6 +58,7 @@ def read(  # noqa: PLR0913 - a choice, by name
     *,
     reason: str | None = None,
     task: str | None = None,
+    key: str | None = None,
     numbers: Iterable[int] | None = None,
     newest_first: bool = False,
     messages: bool = True,
@@ -69,21 +71,26 @@ def read(  # noqa: PLR0913 - a choice, by name
     Args:
         messages: whether to read the messages, too, which may be far larger than all else.
     """
-    store = Store(redis, Keys(lane.name, lane.queue))
+    store = Store(redis, Keys.of(lane))
     wanted = store.dead_numbers() if numbers is None else list(numbers)
     if newest_first:
         wanted.reverse()
     for start in range(0, len(wanted), _BATCH):
-        part = store.dead_letters(wanted[start : start + _BATCH], messages=messages)
+        numbers = wanted[start : start + _BATCH]
+        part = store.dead_letters(numbers, messages=messages, keys=key is not None)
         for number, message, report in part:
             letter = _letter(lane.name, number, message, report)
-            if reason in (None, letter.reason) and task in (None, letter.task):
+            if (
+                reason in (None, letter.reason)
+                and task in (None, letter.task)
+                and key in (None, letter.key)
+            ):
                 yield letter
 
 
 def count(redis: Any, lane: Lane) -> int:
     """How many dead letters the lane has."""
-    return Store(redis, Keys(lane.name, lane.queue)).dead_count()
+    return Store(redis, Keys.of(lane)).dead_count()
 
 
 def groups(letters: Iterable[DeadLetter]) -> list[Group]:
@@ -108,10 +115,11 @@ def groups(letters: Iterable[DeadLetter]) -> list[Group]:
 
 def _letter(lane: str, number: int, message: bytes, report: dict[str, Any]) -> DeadLetter:
     headers: Any = {}
-    if not report.get("task"):
+    if message and not (report.get("task") and "key" in report):
         try:
             headers = upgraded(json.loads(message))["headers"]
-            headers = {"task": headers.get("task"), "id": headers.get("id")}
+            named = {"task": headers.get("task"), "id": headers.get("id")}
+            headers = named | {"key": key_in(headers)}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             headers = {}
     return DeadLetter(
@@ -122,6 +130,7 @@ def _letter(lane: str, number: int, message: bytes, report: dict[str, Any]) -> D
         error=_text(report.get("error")) or "",
         task=_text(report.get("task") or headers.get("task")),
         task_id=_text(report.get("task_id") or headers.get("id")),
+        key=_text(report.get("key") or headers.get("key")),
         deliveries=int(report["deliveries"]),
         traceback=_text(report.get("traceback")),
         message=message,
@@ -146,7 +155,7 @@ def retry(
     Args:
         moved: told how many went with each batch, for a progress bar.
     """
-    store = Store(redis, Keys(lane.name, lane.queue))
+    store = Store(redis, Keys.of(lane))
     total, now = 0, store.now()
     for batch in _batches(letters):
         count = store.retry({letter.number: _renewed(letter, lane, now) for letter in batch})
@@ -176,7 +185,7 @@ def purge(
     redis: Any, lane: Lane, letters: Iterable[DeadLetter], gone: Callable[[int], None]
 ) -> int:
     """Delete letters for good; returns how many."""
-    store = Store(redis, Keys(lane.name, lane.queue))
+    store = Store(redis, Keys.of(lane))
     total = 0
     for batch in _batches(letters):
         count = store.purge_dead([letter.number for letter in batch])

@@ -33,6 +33,15 @@ class NotFoundError(LanesError):
     exit_code = 1
 
 
+class AlreadySent(LanesError):  # noqa: N818 - it is none to anybody but us
+    """Raised out of a send that is to be done once, and was; `bind` makes a result of it."""
+
+    def __init__(self, id_: str) -> None:
+        """`id_` is that of the task that holds the lock."""
+        super().__init__(f"the task {id_} was sent before, and holds the lock")
+        self.id = id_
+
+
 class SendError(LanesError):
     """Raised when the broker fails while many messages are sent; `sent` certainly were."""
 

@@ -54,6 +54,11 @@ GAUGES: Mapping[str, tuple[str, Gauge]] = {
         lambda _, seen: seen.oldest if seen.counts.waiting else 0.0,
     ),
     "lanes_waiting": ("Messages that may be fetched", lambda _, seen: seen.counts.waiting),
+    "lanes_keys_waiting": ("Keys that have messages waiting", lambda _, seen: seen.counts.keys),
+    "lanes_keys_held": (
+        "Those of them that are passed over now, for a limit of theirs",
+        lambda _, seen: seen.counts.keys_held,
+    ),
     "lanes_running": ("Tasks that run", lambda _, seen: sum(each.running for each in seen.loads)),
     "lanes_delayed": ("Messages whose time has not come", lambda _, seen: seen.counts.delayed),
     "lanes_dead": ("Dead letters", lambda _, seen: seen.counts.dead),

@@ -75,7 +75,7 @@ class Notifier:
 
     def keep_posted(self) -> None:
         """Thread: what the worker does, in words. It may hang on the broker; the ping may not."""
-        store = Store(self.app.server.client, Keys(self.lane.name, self.lane.queue))
+        store = Store(self.app.server.client, Keys.of(self.lane))
         while True:
             self.send(f"STATUS={self._status(store)}")
             time.sleep(_STATUS)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import celery.app.control
 import celery.app.events
@@ -18,7 +19,10 @@ import celery.events.dispatcher
 import kombu.pidbox
 
 from .config import Lane
-from .redis.revocations import revoke
+from .errors import UsageError
+from .keyed import text_of
+from .redis.revocations import MOST, revoke
+from .redis.store import BATCH, Keys, Store
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +79,39 @@ class Control(celery.app.control.Control):
             _keep_revocation(self.app, command, arguments)
             arguments = arguments | {_IS_KEPT: True}
         return super().broadcast(command, arguments, *args, **options)
+
+    def revoke_by_key(
+        self, key: str | int | UUID, lane: str | None = None, *, terminate: bool = False
+    ) -> int:
+        """Revoke the tasks of a key that wait, are delayed or are held by workers now.
+
+        What is sent with the key later is not revoked.
+
+        Args:
+            key: as a sender says it.
+            lane: the name of one lane; None: in all of them.
+            terminate: end those that run, too.
+
+        Returns:
+            How many tasks these were.
+
+        Raises:
+            RoutingError: when it cannot be a key, or no lane is called so.
+            UsageError: when there are more than are remembered; then none is revoked.
+        """
+        text = text_of(key, "key")
+        lanes = self.app.lanes if lane is None else [self.app.lanes.get(lane)]
+        stores = [Store(self.app.server.client, Keys.of(each)) for each in lanes]
+        ids = list(dict.fromkeys(id_ for store in stores for id_ in store.ids_of(text)))
+        if len(ids) > MOST:
+            raise UsageError(
+                f"the key {text!r:.60} has {len(ids):,} tasks, and no more than {MOST:,} "
+                "revocations are remembered: delete what waits with the command `purge LANE "
+                "--key KEY`, and revoke the rest"
+            )
+        for start in range(0, len(ids), BATCH):
+            self.revoke(ids[start : start + BATCH], terminate=terminate)
+        return len(ids)
 
 
 #: Commands that revoke, and the argument by which a worker knows that the sender has noted it.

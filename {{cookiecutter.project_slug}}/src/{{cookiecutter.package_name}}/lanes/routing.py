@@ -17,10 +17,11 @@ import kombu
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
+from . import keyed, once
 from .config import Lane, Lanes
-from .errors import RoutingError
+from .errors import AlreadySent, RoutingError
 from .protocol import shown
-from .redis.store import instant
+from .redis.store import KEY, ONCE, instant
 from .timeouts import CONNECT, REPLY, SEND
 
 #: Header with the time of sending, in seconds since 1970: Celery's protocol 2 carries none, and
@@ -32,6 +33,11 @@ LANE_EXPIRES = "lane_expires"
 #: Header that a worker adds for its own children, when it logs JSON: when the message was due, in
 #: the monotonic seconds of its host.
 DUE = "lane_due"
+#: Option with a list, to which the id of the task is added that has what is to be sent once.
+FIRST = "lane_first"
+#: Options that are taken out before Celery sends: a call's, and what the router makes of them under
+#: the names of the headers.
+_OWN = frozenset(("key", *once.OPTIONS, KEY, ONCE, FIRST))
 #: Celery's own tasks behind `map`, `starmap` and `chunks`.
 _MAPS = ("celery.map", "celery.starmap")
 
@@ -45,21 +51,42 @@ class Router(celery.app.routes.Router):
         self,
         options: dict[str, Any],
         name: str,
-        args: object = (),  # noqa: ARG002 - Celery's signature
-        kwargs: object = None,
+        args: Any = (),
+        kwargs: Any = None,
         task_type: Any = None,
     ) -> dict[str, Any]:
-        """`options` with `lane` turned into the `queue` it stands for.
+        """`options` with `lane` turned into the `queue` it stands for, and `key` into its header.
+
+        The key, and what is to be sent once, stand under the names of their headers.
+
+        Raises:
+            RoutingError: when no lane consumes what was asked for, in which case the message names
+                the lanes; or when a key, or what is said of sending once, cannot be used.
+        """
+        keyed_by = task_type
+        if getattr(task_type, "name", None) in _MAPS and isinstance(kwargs, dict):
+            name = kwargs["task"]["task"]  # the task that it runs; Celery's groups forget to say
+            task_type = self.app.tasks.get(name)
+            keyed_by = None  # its arguments are those of many
+        options = self.placed(options, name, task_type)
+        if getattr(keyed_by, "find_key", None) is None and _OWN.isdisjoint(options):
+            return options  # most are, and need not be looked at any closer
+        made = {
+            KEY: keyed.key_of(name, options, args, kwargs, keyed_by),
+            ONCE: once.once_of(name, options, args, kwargs, keyed_by),
+        }
+        options.pop(KEY, None)
+        options.pop(ONCE, None)
+        return options | {header: each for header, each in made.items() if each is not None}
+
+    def placed(self, options: dict[str, Any], name: str, task_type: Any = None) -> dict[str, Any]:
+        """`options` with `lane` turned into the `queue` it stands for, and no more.
 
         Raises:
             RoutingError: when no lane consumes what was asked for; the message names the lanes.
         """
         options = dict(options)
-        if getattr(task_type, "name", None) in _MAPS and isinstance(kwargs, dict):
-            name = kwargs["task"]["task"]  # the task that it runs; Celery's groups forget to say
-            task_type = self.app.tasks.get(name)
-        lane = self._lane(options, name, task_type)
-        options["queue"] = lane.queue
+        options["queue"] = self._lane(options, name, task_type).queue
         return dict(self.expand_destination(options))
 
     def _lane(self, options: dict[str, Any], name: str, task_type: Any) -> Lane:
@@ -176,6 +203,10 @@ class AMQP(celery.app.amqp.AMQP):
 
         It guards against what cannot be in a message of JSON, such as a list that holds itself.
         A countdown, and an expiry in seconds, count from now by the broker's clock.
+
+        Raises:
+            RoutingError: when it, or what follows it, may not be sent at all, and more waits for
+                that; see `once.check_alone`.
         """
         if countdown or expires:
             now = datetime.fromtimestamp(self.app.server.clock.now(), UTC)
@@ -183,7 +214,9 @@ class AMQP(celery.app.amqp.AMQP):
         options.setdefault("argsrepr", shown(args or ()))
         options.setdefault("kwargsrepr", shown(kwargs or {}))
         when = (countdown, eta, group_id, group_index, expires)
-        return super().as_task_v2(task_id, name, args, kwargs, *when, *more, **options)
+        message = super().as_task_v2(task_id, name, args, kwargs, *when, *more, **options)
+        once.check_alone(name, message, options.get(ONCE))
+        return message
 
     @cached_property
     def send_task_message(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -194,9 +227,11 @@ class AMQP(celery.app.amqp.AMQP):
         def stamp_and_send(
             producer: Any, name: str, message: Any, *, queue: Any, **options: Any
         ) -> Any:
+            own = {each: options.pop(each) for each in _OWN.intersection(options)}
             # Celery's sender would lay them over the stamp: those of a retry, or which a task hands
             # on, hold that of the run before.
             message.headers.update(options.pop("headers", None) or {})
+            mark(message.headers, own.get(KEY), own.get(ONCE))
             stamp(message.headers, lanes.for_queue(queue.name), self.app.server.clock.now())
             # Its workers declare a lane's queue; to do so for each message is an eighth of a send.
             options["declare"] = ()
@@ -207,6 +242,12 @@ class AMQP(celery.app.amqp.AMQP):
                 options["retry_policy"] = {"errback": _giving_up_in_time()}
             try:
                 return send(producer, name, message, queue=queue, **options)
+            except AlreadySent as error:
+                if FIRST not in own:
+                    raise
+                # Not raised from here: Celery would throw away the connection, which is good.
+                own[FIRST].append(error.id)
+                return None
             except OperationalError as error:
                 raise OperationalError(self.app.server.explain(error)) from None
 
@@ -222,6 +263,27 @@ def _giving_up_in_time() -> Callable[[Exception, float], None]:
             raise error
 
     return may_try_again
+
+
+def mark(headers: dict[str, Any], key: str | None, lock: once.Once | None = None) -> None:
+    """Write whose a message is, and what is sent once; a task hands neither on to others.
+
+    Args:
+        headers: a message's, with its `id` and its `retries`.
+        key: as its header says it.
+        lock: None where the message is sent in any case.
+    """
+    for header in (KEY, ONCE):
+        headers.pop(header, None)
+    own = {KEY: key, ONCE: lock and lock.header(headers["id"], headers["retries"])}
+    holds_others = any(isinstance(value, dict) and value for value in headers.values())
+    if not holds_others:
+        headers.update({header: value for header, value in own.items() if value is not None})
+        return
+    # Scripts go by the first of each name: a task may hand on another's headers in one of its own.
+    rest = headers.copy()
+    headers.clear()
+    headers.update(own | rest)
 
 
 def stamp(headers: dict[str, Any], lane: Lane, now: float) -> None:

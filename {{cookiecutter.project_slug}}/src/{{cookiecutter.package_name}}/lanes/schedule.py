@@ -85,6 +85,8 @@ def _of_celery(app: Any, name: str, given: Mapping[str, Any]) -> Entry:
         "kwargs": dict(given.get("kwargs") or {}),
         "options": dict(given.get("options") or {}),
     }
+    if said["options"].get("replace"):
+        raise ValueError("replace is not kept: each run has an id of its own; say unique alone")
     try:
         dumps((said["args"], said["kwargs"]), "json")
     except Exception as error:  # noqa: BLE001 - of whatever is in it
@@ -168,6 +170,8 @@ class _Written:
 
     def add(self, name: str, *arguments: Any) -> None:
         """One of the channel's commands."""
+        if name == "evalsha":  # of a message with a key: sha1, number of keys, keys, arguments
+            name, arguments = "send", arguments[2:]
         if name == "zadd":
             key, due = arguments
             arguments = (key, *(part for message, at in due.items() for part in (at, message)))

@@ -16,8 +16,10 @@ from .values import (
     parse_cron,
     parse_duration,
     parse_every,
+    parse_key,
     parse_keywords,
     parse_queue_name,
+    parse_rate,
     parse_share,
     parse_size,
     parse_text,
@@ -95,6 +97,18 @@ KEYS = (
         1,
         "messages a worker holds for each of its slots, the running one included",
         quick=4,
+    ),
+    Key(
+        "max_running_per_key",
+        optional(_COUNT),
+        False,
+        "tasks of one key at once, over all workers",
+    ),
+    Key(
+        "rate_per_key",
+        optional(parse_rate),
+        False,
+        'how often tasks of one key start, such as `"100/m"`: so far apart at the least',
     ),
     Key(
         "time_limit",
@@ -196,6 +210,7 @@ ENTRY_KEYS = (
     Key("kwargs", parse_keywords, {}, "its keyword arguments"),
     Key("lane", parse_text, None, "another lane than the task's own"),
     Key("expires", parse_duration, None, "another expiry than the lane's"),
+    Key("key", parse_key, None, "the key of its messages, where the task says none or another"),
     Key(
         "missed",
         choice(*MISSED),

@@ -14,7 +14,7 @@ from .config import Lane
 from .counting import Counted, Load, Period
 from .errors import BrokerError
 from .redis.counters import Counters
-from .redis.store import ENDS, Counts, Keys, Store, instant
+from .redis.store import ENDS, Counts, Keys, KeyState, Store, instant
 from .routing import SENT_AT
 
 #: Messages that are looked at in all lanes together, from each end: of many lanes, fewer in each.
@@ -61,6 +61,8 @@ class LaneStatus:
     wanted_workers: int | None  # with which it meets its objective; None: too little data
     latency_slo: float  # seconds
     slo_kept: bool  # nothing waits for longer than latency_slo
+    keys: int  # keys that have messages waiting
+    keys_held: int  # of those, the ones that a limit of theirs holds back now
     delayed: int  # messages that wait for their time
     dead: int  # dead letters
     dead_full: bool  # no room for more whose task never ran; they stay delayed
@@ -113,6 +115,16 @@ def tasks_of(app: Any, lane: Lane) -> dict[str, Recent]:
     return {
         name: _recent(counted, period.seconds) for name, counted in sorted(period.tasks.items())
     }
+
+
+def longest_keys(app: Any, lane: Lane) -> list[KeyState]:
+    """The ten keys of a lane of which most messages wait.
+
+    Raises:
+        BrokerError: when the broker does not answer, or refuses.
+    """
+    with broker(app) as redis:
+        return store_of(redis, lane).keys_waiting()
 
 
 def failures(state: LaneStatus) -> Iterator[str]:
@@ -201,7 +213,7 @@ def ask(
 
 def store_of(redis: Any, lane: Lane) -> Store:
     """The lane's `Store`."""
-    return Store(redis, Keys(lane.name, lane.queue))
+    return Store(redis, Keys.of(lane))
 
 
 def pause(app: Any, lane: Lane, *, paused: bool) -> None:
@@ -210,17 +222,43 @@ def pause(app: Any, lane: Lane, *, paused: bool) -> None:
         store_of(redis, lane).pause(paused=paused)
 
 
-def purge(redis: Any, lane: Lane, what: str, gone: Callable[[int], None]) -> int:
+def held(redis: Any, lane: Lane, key: str | None = None) -> dict[str, int]:
+    """How many messages a lane holds, by what `purge` deletes, and "running": what workers hold.
+
+    Args:
+        key: of this key alone. All dead letters are looked through, and all that is delayed and has
+            a key.
+    """
+    store = store_of(redis, lane)
+    counts = store.counts() if key is None else store.counts_of(key)
+    if isinstance(counts, Counts):
+        dead = counts.dead
+    else:
+        dead = sum(1 for _ in deadletters.read(redis, lane, key=key, messages=False))
+    return {
+        "waiting": counts.waiting,
+        "delayed": counts.delayed,
+        "dead": dead,
+        "running": counts.leased,
+    }
+
+
+def purge(
+    redis: Any, lane: Lane, what: str, gone: Callable[[int], None], *, key: str | None = None
+) -> int:
     """Delete for good what of the lane is "waiting", "delayed" or "dead"; returns how many.
 
     Args:
         gone: told how many went in each step, for a progress bar.
+        key: what has this key alone.
     """
     if what == "dead":
-        return deadletters.purge(redis, lane, deadletters.read(redis, lane, messages=False), gone)
+        letters = deadletters.read(redis, lane, key=key, messages=False)
+        return deadletters.purge(redis, lane, letters, gone)
     store, total = store_of(redis, lane), 0
-    counts = store.counts()
-    for count in store.purge(what, counts.waiting if what == "waiting" else counts.delayed):
+    counts = store.counts() if key is None else store.counts_of(key)
+    most = counts.waiting if what == "waiting" else counts.delayed
+    for count in store.purge(what, most, key):
         total += count
         gone(count)
     return total
@@ -250,6 +288,8 @@ def _status(lane: Lane, seen: Seen, wanted: int | None, periods: tuple[Period, .
         wanted_workers=wanted,
         latency_slo=lane.latency_slo,
         slo_kept=(seen.oldest or 0) <= lane.latency_slo,
+        keys=counts.keys,
+        keys_held=counts.keys_held,
         delayed=counts.delayed,
         dead=counts.dead,
         dead_full=counts.is_full(cap=lane.dead_cap, size=lane.dead_size),

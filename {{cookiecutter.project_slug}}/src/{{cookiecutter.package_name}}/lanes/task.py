@@ -1,9 +1,9 @@
-"""The Task base: `lane=` on a task, and the limits its lane gives it."""
+"""The Task base: `lane=` and `key=` on a task, and the limits its lane gives it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,13 +15,16 @@ from kombu.exceptions import KombuError
 from kombu.serialization import dumps
 from redis.exceptions import RedisError
 
+from . import keyed
 from .errors import RoutingError, SendError
 from .protocol import shown
-from .routing import home_lane, stamp
+from .redis.store import KEY, ONCE
+from .routing import home_lane, mark, stamp
 from .timeouts import POOL
 
 if TYPE_CHECKING:
     from typing import Unpack
+    from uuid import UUID
 
     from celery.result import EagerResult
 
@@ -61,13 +64,18 @@ class Task(TypedTask[P, R_co]):
     Request = f"{__package__}.consumer:Request"
     __header__: Any  # Celery's check of the arguments, unknown to celery-types
     lane: str | None = None  # its own lane; None: the one its name routes to
+    #: Whose its messages are: the name of an argument, or a function that is called with the
+    #: arguments, and never with `self`; None: nobody's.
+    key: str | Callable[..., object] | None = None
+    find_key: keyed.Find | None = None  # what `key` finds in arguments
 
     @classmethod
     def bind(cls, app: Any) -> Any:
         """Called by Celery once for each task, when it is defined.
 
         Raises:
-            RoutingError: when the task names a lane or a queue that is not declared.
+            RoutingError: when the task names a lane or a queue that is not declared, or a key that
+                is none of its arguments.
         """
         own = {key for base in cls.__mro__[: cls.__mro__.index(Task)] for key in vars(base)}
         lane = home_lane(app.lanes, cls.name, cls)
@@ -83,6 +91,11 @@ class Task(TypedTask[P, R_co]):
             cls.max_retries = lane.max_retries
         if "ignore_result" not in own:
             cls.ignore_result = not lane.results
+        key = cls.key
+        if callable(key):
+            cls.key = staticmethod(key)  # or it would be called with the task before its arguments
+        find = keyed.finder(cls.name, key, keyed.run_of(cls))
+        cls.find_key = staticmethod(find) if find else None
         return super().bind(app)
 
     def apply(
@@ -105,10 +118,15 @@ class Task(TypedTask[P, R_co]):
         queue: Any = None,
         **own: Any,
     ) -> Signature[R_co]:
-        """As Celery's, for a retry: `lane=` takes the place of the queue that the task ran from."""
+        """As Celery's, for a retry: `lane=` takes the place of the queue that the task ran from.
+
+        The key, and what is sent once, are those of the run before.
+        """
         again = super().signature_from_request(request, args, kwargs, queue, **own)
         if own.get("lane") is not None and queue is None:
             again.options.pop("queue", None)
+        before = (request or self.request).headers or {}
+        again.options.update({each: before[each] for each in (KEY, ONCE) if before.get(each)})
         return again
 
     @overload
@@ -152,6 +170,7 @@ class Task(TypedTask[P, R_co]):
         lane: str | None = None,
         countdown: float | None = None,
         expires: float | None = None,
+        key: str | int | UUID | None = None,
     ) -> int:
         """Send one task for each of `arguments`, in batches; returns how many.
 
@@ -165,9 +184,10 @@ class Task(TypedTask[P, R_co]):
             lane: another lane than the task's own, for all.
             countdown: seconds before which none starts.
             expires: seconds after which those that have not started are set aside.
+            key: whose all are; None: whose the task's own `key` says that each is.
 
         Raises:
-            RoutingError: when there is no such lane.
+            RoutingError: when there is no such lane, or a key cannot be one.
             TypeError: when arguments are not the function's, or a call is another task's or has
                 options of its own.
             SendError: when the broker fails; its `sent` certainly were sent, and up to `BATCH` more
@@ -175,9 +195,9 @@ class Task(TypedTask[P, R_co]):
         """
         app: Any = self.app
         wanted = {"queue": getattr(self, "queue", None), "lane": lane}
-        queue = app.amqp.router.route(wanted, self.name, task_type=self)["queue"]
+        queue = app.amqp.router.placed(wanted, self.name, self)["queue"]
         if app.conf.task_always_eager:
-            options: Any = {"lane": lane, "countdown": countdown, "expires": expires}
+            options: Any = {"lane": lane, "countdown": countdown, "expires": expires, "key": key}
             return sum(bool(self.apply_async(*self._call(each), **options)) for each in arguments)
         sent = 0
         try:
@@ -192,7 +212,7 @@ class Task(TypedTask[P, R_co]):
                         create_sent_event=app.conf.task_send_sent_event,
                     )
                     stamp(message.headers, app.lanes.for_queue(queue.name), app.server.clock.now())
-                    self._send_batch(producer, queue.name, message, batch)
+                    self._send_batch(producer, queue.name, message, batch, {"key": key})
                     sent += len(batch)
         except (KombuError, OSError, RedisError) as error:
             raise SendError(
@@ -213,8 +233,15 @@ class Task(TypedTask[P, R_co]):
             )
         return each.args, each.kwargs
 
-    def _send_batch(self, producer: Any, queue: str, message: Any, batch: list[Any]) -> None:
-        """Send copies of `message`, each with its own arguments, in one pipeline.
+    def _send_batch(
+        self,
+        producer: Any,
+        queue: str,
+        message: Any,
+        batch: list[Any],
+        keys: dict[str, Any],
+    ) -> None:
+        """Send copies of `message`, each with its own arguments and key, in one pipeline.
 
         Celery's signals are sent for each when somebody listens, and its events when they are on.
         """
@@ -231,6 +258,7 @@ class Task(TypedTask[P, R_co]):
                 if kwargs:
                     own["kwargsrepr"] = shown(kwargs)
                 headers = message.headers | own
+                mark(headers, keyed.key_of(self.name, keys, args, kwargs, self))
                 properties = {"correlation_id": id_, "reply_to": "", "delivery_mode": 2}
                 whole = (args, kwargs, options)
                 context = copy_context()  # a tracer keeps a span open from before to after

@@ -4,8 +4,9 @@ Celery's own types (celery-types) lose the parameters in `apply_async` and `s`, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Concatenate, Literal, Protocol, TypedDict, Unpack, overload
+from uuid import UUID
 
 import celery
 import kombu
@@ -16,6 +17,7 @@ from typing_extensions import ParamSpec, TypeVar
 
 from .config import Lanes
 from .redis.connect import Server
+from .remote import Control
 from .settings import Log
 from .task import Task
 
@@ -40,6 +42,7 @@ class TaskOptions(TypedDict, total=False):
 
     lane: str
     queue: str  # of a lane; `lane` says the same
+    key: str | Callable[..., object] | None  # an argument's name, or a function of the arguments
     name: str
     # Runs and retries. The time limits of a task are its lane's.
     autoretry_for: Sequence[type[BaseException]]
@@ -91,6 +94,7 @@ class RetryOptions(TypedDict, total=False):
     """What `retry` hands on to the next run."""
 
     lane: str | None
+    key: str | int | UUID | None
     queue: str | kombu.Queue | None
     add_to_parent: bool
     compression: str | None
@@ -120,11 +124,16 @@ class SendOptions(RetryOptions, total=False):
 
     countdown: float | None  # seconds
     eta: datetime | None
+    unique: bool | str | int | UUID | None  # True: by the task's arguments
+    unique_for: float | timedelta | str | None  # seconds, or such as "1h"
+    unique_until: Literal["start", "done"] | None
+    replace: bool
 
 class ManyOptions(TypedDict, total=False):
     """What `send_many` takes beside the arguments."""
 
     lane: str | None
+    key: str | int | UUID | None
     countdown: float | None  # seconds
     expires: float | None  # seconds
 
@@ -268,5 +277,7 @@ class App(celery.Celery):
     worker_limits: tuple[float | None, float | None]  # seconds, soft first; of a worker
     worker_log: Log  # what a worker says, and how
     task: Define  # type: ignore[assignment]  # an attribute; Celery's is a method
+    @property
+    def control(self) -> Control: ...
 
 shared_task: Define

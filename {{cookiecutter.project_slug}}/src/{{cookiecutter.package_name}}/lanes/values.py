@@ -9,6 +9,8 @@ from .timetable import Entry, zone
 
 Parser = Callable[[object], Any]
 
+LONGEST_KEY = 200  # characters
+
 
 def parse_duration(value: object) -> float:
     """Seconds in a duration such as "250ms", "30s", "10m", "1h", "30d".
@@ -32,6 +34,18 @@ def parse_size(value: object) -> int:
     if not match:
         raise ValueError('expected a size such as "512M"')
     return int(match[1]) << {"K": 10, "M": 20, "G": 30}[match[2]]
+
+
+def parse_rate(value: object) -> float:
+    """Seconds between two, of a rate such as "100/m", "10/s" or "0.5/h".
+
+    Raises:
+        ValueError: when `value` is anything else; the message is the rule, with an example.
+    """
+    match = isinstance(value, str) and re.fullmatch(r"(\d+(?:\.\d+)?)/([smh])", value)
+    if not match or float(match[1]) == 0:
+        raise ValueError('expected a rate such as "100/m"')
+    return {"s": 1, "m": 60, "h": 3600}[match[2]] / float(match[1])
 
 
 def parse_share(value: object) -> float:
@@ -107,6 +121,13 @@ def parse_text(value: object) -> str:
     """The value, if it is a text, and not empty; raises ValueError when it is not."""
     if not isinstance(value, str) or not value:
         raise ValueError("expected a text")
+    return value
+
+
+def parse_key(value: object) -> str:
+    """The value, if it is a text, and may be a key; raises ValueError when it is not."""
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_KEY:
+        raise ValueError(f"expected a text of 1 to {LONGEST_KEY} characters")
     return value
 
 

@@ -5,7 +5,7 @@ All is reckoned from what the workers have counted. What it takes for granted is
 
 from collections.abc import Iterator, Sequence
 
-from . import limits, place, slots
+from . import keys, limits, place, slots
 from .advice import Advice
 from .seen import Seen, Sizing, look, size
 
@@ -31,3 +31,4 @@ def examine(lanes: Sequence[Seen], only: str | None = None) -> Iterator[Advice]:
             misplaced = list(place.find(seen, lanes))
             yield from misplaced or slots.find(seen)
             yield from limits.find(seen)
+            yield from keys.find(seen)

@@ -10,6 +10,7 @@ from ..capacity import Flow, Wait, flow_of, slots_wanted, wait_of
 from ..config import Lane, Lanes
 from ..counting import Counted, Load, Period
 from ..redis.counters import Counters
+from ..redis.store import KeyState
 from ..status import store_of
 
 
@@ -22,6 +23,7 @@ class Seen:
     parts: Sequence[Period]  # its minutes, hours or days, the oldest first
     waiting: int  # messages, now
     loads: Sequence[Load]  # of the workers that are there
+    longest_key: KeyState | None = None  # of which most waits; None: nothing that waits has a key
 
     @property
     def hosts(self) -> int:
@@ -122,4 +124,5 @@ def _look(redis: Any, lane: Lane, seconds: float) -> Seen:
         parts=counters.read_parts(replies, seconds, now=counts.now),
         waiting=counts.waiting,
         loads=counters.loads(counts.now),
+        longest_key=next(iter(store.keys_waiting(1)), None),
     )

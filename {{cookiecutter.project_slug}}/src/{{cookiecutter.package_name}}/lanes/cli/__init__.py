@@ -183,11 +183,10 @@ def units(project: deploy.Project, check: bool, out: Path) -> None:
 @_main.command()
 @click.option(
     "--slow",
-    default=20_000,
-    show_default=True,
     type=click.IntRange(1, 1_000_000),
-    help="How many slow tasks make the flood.",
+    help="How many slow tasks make the flood: 20000, or 10000 with --keys.",
 )
+@click.option("--keys", is_flag=True, help="Flood a lane by one key, and measure other keys in it.")
 @click.option("--burn", is_flag=True, help="Again, with slow tasks that burn CPU.")
 @click.option(
     "--plot",
@@ -195,18 +194,24 @@ def units(project: deploy.Project, check: bool, out: Path) -> None:
     help="Draw the result into this PNG file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one object.")
-def prove(slow: int, burn: bool, plot: Path | None, as_json: bool) -> None:
+def prove(slow: int | None, keys: bool, burn: bool, plot: Path | None, as_json: bool) -> None:
     """Flood one lane and measure another, beside one queue for all.
 
     Starts a broker and workers of its own and stops them again; yours are not touched. Exits 1
-    when the other lane was delayed.
+    when the other lane, or the other keys, were delayed.
     """
-    sys.exit(proof.main(context.lanes(), flood=slow, burn=burn, plot=plot, as_json=as_json))
+    lanes = context.lanes()
+    if not keys:
+        flood = slow or 20_000
+        sys.exit(proof.main(lanes, flood=flood, burn=burn, plot=plot, as_json=as_json))
+    if burn:
+        raise UsageError("--burn floods another lane, and --keys the same one: leave one out")
+    sys.exit(proof.main_keys(lanes, flood=slow or 10_000, plot=plot, as_json=as_json))
 
 
 for _other in (
     *(overview.status, operate.metrics, operate.examine),
-    *(operate.pause, operate.resume, operate.purge),
+    *(operate.pause, operate.resume, operate.purge, operate.revoke),
 ):
     _main.add_command(_other)
 _main.add_command(advise.advise)

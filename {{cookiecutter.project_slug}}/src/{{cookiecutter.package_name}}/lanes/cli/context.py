@@ -1,10 +1,14 @@
 """What the commands work on: the project's app and lanes."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
+
+import click
 
 from .. import config, settings, worker
 from ..config import Lanes
+from ..keyed import text_of
 
 
 def app() -> Any:
@@ -23,3 +27,16 @@ def loaded_app() -> Any:
 def lanes() -> Lanes:
     """Those that are declared."""
     return config.load(settings.load().lanes_file)
+
+
+def key_option(what: str) -> Callable[[Any], Any]:
+    """The option `--key`, which is a key as a sender may say it; `what` is its help.
+
+    Raises:
+        RoutingError: when the command is given what can be no key.
+    """
+
+    def checked(_ctx: click.Context, _option: click.Parameter, key: str | None) -> str | None:
+        return None if key is None else text_of(key, "--key")
+
+    return click.option("--key", callback=checked, help=what)

@@ -29,6 +29,7 @@ def _chosen(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--lane", help="Of this lane only."),
         click.option("--reason", type=click.Choice(deadletters.REASONS), help="For this reason."),
         click.option("--task", help="Of this task."),
+        context.key_option("Of messages with this key."),
         click.argument("ids", nargs=-1, metavar="[LANE/NUMBER]..."),
     ):
         function = option(function)
@@ -39,9 +40,14 @@ class _Choice:
     """Which dead letters a command was told to take."""
 
     def __init__(
-        self, ids: tuple[str, ...], lane: str | None, reason: str | None, task: str | None
+        self,
+        ids: tuple[str, ...],
+        lane: str | None = None,
+        reason: str | None = None,
+        task: str | None = None,
+        key: str | None = None,
     ) -> None:
-        self.lane, self.reason, self.task = lane, reason, task
+        self.lane, self.reason, self.task, self.key = lane, reason, task, key
         declared = context.lanes()
         self.numbers: dict[str, list[int]] | None = None
         if ids:
@@ -57,12 +63,12 @@ class _Choice:
     @property
     def is_all(self) -> bool:
         """Whether nothing was said that would narrow it down."""
-        return not (self.numbers or self.lane or self.reason or self.task)
+        return not (self.numbers or self.lane or self.is_filtered)
 
     @property
     def is_filtered(self) -> bool:
         """Whether a letter must be read to know if it is meant."""
-        return bool(self.reason or self.task)
+        return bool(self.reason or self.task or self.key)
 
     def check_found(self, found: set[tuple[str, int]]) -> None:
         """Raise NotFoundError for ids that were named and are not among these, lane and number."""
@@ -80,7 +86,8 @@ class _Choice:
     ) -> Iterator[deadletters.DeadLetter]:
         """Those of a lane that are meant; of those that were named, `found` is told."""
         numbers = self.numbers.get(lane.name, []) if self.numbers is not None else None
-        choice: Any = {"reason": self.reason, "task": self.task, "numbers": numbers}
+        choice: Any = {"reason": self.reason, "task": self.task, "key": self.key}
+        choice["numbers"] = numbers
         for letter in deadletters.read(redis, lane, **choice, **how):
             if found is not None and numbers is not None:
                 found.add((letter.lane, letter.number))
@@ -172,7 +179,7 @@ def _print_groups(groups: list[deadletters.Group], now: float) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For scripts: a list of objects.")
 def show_dead(ids: tuple[str, ...], as_json: bool) -> None:
     """Show all that is known of dead letters, their messages included."""
-    choice = _Choice(ids, None, None, None)
+    choice = _Choice(ids)
     found: set[tuple[str, int]] = set()
     with operations.broker(context.app()) as redis:
         letters = (letter for lane in choice.lanes for letter in choice.letters(redis, lane, found))
@@ -224,7 +231,7 @@ def _move(  # noqa: PLR0913 - two commands in one
 ) -> None:
     choice = _Choice(**chosen)
     if choice.is_all and not everything:
-        raise UsageError(f"{verb} which? name ids, or --lane, --reason, --task, or --all")
+        raise UsageError(f"{verb} which? name ids, or --lane, --reason, --task, --key, or --all")
     if ask and not dry_run:
         click.confirm(ask, abort=True)
     total = 0

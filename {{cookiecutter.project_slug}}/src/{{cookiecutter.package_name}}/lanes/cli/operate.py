@@ -1,4 +1,4 @@
-"""Look after the lanes and steer them: metrics, doctor, pause, resume, purge."""
+"""Look after the lanes and steer them: metrics, doctor, pause, resume, purge, revoke."""
 
 import dataclasses
 import importlib.util
@@ -105,8 +105,11 @@ def resume(lane: str) -> None:
 @click.option("--waiting", is_flag=True, help="What may be fetched.")
 @click.option("--delayed", is_flag=True, help="What waits for its time, retries included.")
 @click.option("--dead", "letters", is_flag=True, help="Its dead letters.")
+@context.key_option("What has this key, and nothing else.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def purge(lane: str, waiting: bool, delayed: bool, letters: bool, yes: bool) -> None:
+def purge(  # noqa: PLR0913 - its options
+    *, lane: str, waiting: bool, delayed: bool, letters: bool, key: str | None, yes: bool
+) -> None:
     """Delete messages of LANE for good.
 
     What waits and what is delayed, unless you say which. What workers hold goes on. Nobody is told:
@@ -117,17 +120,49 @@ def purge(lane: str, waiting: bool, delayed: bool, letters: bool, yes: bool) -> 
         chosen |= {"waiting": True, "delayed": True}
     declared = context.lanes().get(lane)
     with operations.broker(context.app()) as redis:
-        counts = operations.store_of(redis, declared).counts()
-        there = {"waiting": counts.waiting, "delayed": counts.delayed, "dead": counts.dead}
+        there = operations.held(redis, declared, key)
         asked = {what: there[what] for what, is_chosen in chosen.items() if is_chosen}
+        of_key = "" if key is None else f" of the key {show.text(key)}"
         if not yes:
-            click.confirm(f"{lane}: delete {show.listed(asked)} for good?", abort=True)
+            click.confirm(f"{lane}: delete {show.listed(asked)}{of_key} for good?", abort=True)
+        gone = {}
         with show.progress() as progress:
-            gone = {
-                what: operations.purge(redis, declared, what, show.advance(progress, what, count))
-                for what, count in reversed(asked.items())  # what falls due meanwhile waits
-            }
+            for what, count in reversed(asked.items()):  # what falls due meanwhile waits
+                advance = show.advance(progress, what, count)
+                gone[what] = operations.purge(redis, declared, what, advance, key=key)
     kept = {what: count for what, count in there.items() if what not in asked}
-    kept["running"] = counts.leased
     deleted = {what: gone[what] for what in asked}
-    click.echo(f"{lane}: deleted {show.listed(deleted)}; left {show.listed(kept)}")
+    click.echo(f"{lane}: deleted {show.listed(deleted)}{of_key}; left {show.listed(kept)}")
+
+
+@click.command()
+@click.argument("lane")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@context.key_option("What has this key, and waits, is delayed or runs now.")
+@click.option("--terminate", is_flag=True, help="End those that run, too.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def revoke(lane: str, ids: tuple[str, ...], key: str | None, terminate: bool, yes: bool) -> None:
+    """Have tasks of LANE not start any more, by their ids or by their key.
+
+    Their results say that they were revoked. What is sent later with the key is not. Those that run
+    go on, unless you say --terminate.
+    """
+    if bool(ids) == (key is not None):
+        raise UsageError("revoke which? name ids, or --key; not both")
+    app = context.app()
+    declared = context.lanes().get(lane)
+    with operations.broker(app) as redis:
+        if key is None:
+            count, which = len(ids), "named by id"
+        else:
+            held = operations.store_of(redis, declared).counts_of(key)
+            there = {"waiting": held.waiting, "delayed": held.delayed, "running": held.leased}
+            count = sum(there.values())
+            which = f"of the key {show.text(key)} ({show.listed(there)})"
+        if not yes:
+            click.confirm(f"{lane}: revoke {show.tasks(count)} {which}?", abort=True)
+        if key is None:
+            app.control.revoke(list(ids), terminate=terminate)
+        else:
+            count = app.control.revoke_by_key(key, lane=lane, terminate=terminate)
+    click.echo(f"{lane}: revoked {show.tasks(count)}")

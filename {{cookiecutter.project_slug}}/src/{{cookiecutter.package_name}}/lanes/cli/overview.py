@@ -15,6 +15,7 @@ from rich.markup import escape
 from .. import status as operations
 from ..config import Lane
 from ..errors import BrokerError, UsageError
+from ..redis.store import KeyState
 from ..status import LaneStatus, Recent
 from . import context, show
 
@@ -23,13 +24,15 @@ _REFRESH = 2.0  # seconds
 
 @click.command()
 @click.argument("lane", required=False)
+@click.option("--keys", is_flag=True, help="Of LANE, the ten keys of which most messages wait.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: a list of objects.")
 @click.option("--watch", is_flag=True, help="Show it anew every 2 s, until Ctrl-C.")
 @click.option("--fail", is_flag=True, help="Say on stderr what is wrong, and exit 1 for it.")
-def status(lane: str | None, as_json: bool, watch: bool, fail: bool) -> None:
+def status(lane: str | None, keys: bool, as_json: bool, watch: bool, fail: bool) -> None:
     """Show what waits and runs in each lane, and which tasks start in time.
 
-    With LANE, of that alone, and of each of its tasks in the last hour.
+    With LANE, of that alone, and of each of its tasks in the last hour. With --keys, what waits and
+    runs of its keys, too, and which limit holds each back.
 
     With --fail, it exits 1 when a lane's oldest task has waited for longer than latency_slo, or
     tasks wait and no worker is there, unless the lane is paused; when more tasks were late in 30
@@ -37,16 +40,19 @@ def status(lane: str | None, as_json: bool, watch: bool, fail: bool) -> None:
     """
     app = context.app()
     only = app.lanes.get(lane) if lane else None
+    if keys and only is None:
+        raise UsageError("--keys shows those of one lane; name it: status LANE --keys")
     if watch:
         if as_json or fail:
             raise UsageError("--watch is for people; leave out --json and --fail, or --watch")
-        _watch(app, only)
+        _watch(app, only, keys=keys)
         return
-    states, tasks = _read(app, only)
+    seen = _read(app, only, keys=keys)
+    states = seen.states
     if as_json:
-        show.print_json(_object(state, tasks) for state in states)
+        show.print_json(_object(state, seen) for state in states)
     else:
-        for part in _parts(states, tasks):
+        for part in _parts(seen):
             show.console().print(part)
         for state in states:
             if state.dead_full:
@@ -57,45 +63,61 @@ def status(lane: str | None, as_json: bool, watch: bool, fail: bool) -> None:
         sys.exit(1)
 
 
-def _read(app: Any, only: Lane | None) -> tuple[list[LaneStatus], Mapping[str, Recent] | None]:
-    return operations.read(app, only), operations.tasks_of(app, only) if only else None
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is shown."""
+
+    states: list[LaneStatus]
+    tasks: Mapping[str, Recent] | None = None  # of one lane
+    keys: list[KeyState] | None = None  # of one lane, where they were asked for
 
 
-def _object(state: LaneStatus, tasks: Mapping[str, Recent] | None) -> dict[str, Any]:
+def _read(app: Any, only: Lane | None, *, keys: bool) -> _Seen:
+    states = operations.read(app, only)
+    if only is None:
+        return _Seen(states)
+    tasks = operations.tasks_of(app, only)
+    return _Seen(states, tasks, operations.longest_keys(app, only) if keys else None)
+
+
+def _object(state: LaneStatus, seen: _Seen) -> dict[str, Any]:
     found = dataclasses.asdict(state)
-    if tasks is not None:
-        found["tasks"] = {name: dataclasses.asdict(recent) for name, recent in tasks.items()}
+    if seen.tasks is not None:
+        found["tasks"] = {name: dataclasses.asdict(recent) for name, recent in seen.tasks.items()}
+    if seen.keys is not None:
+        found["longest_keys"] = [dataclasses.asdict(each) for each in seen.keys]
     return found
 
 
-def _watch(app: Any, only: Lane | None) -> None:
+def _watch(app: Any, only: Lane | None, *, keys: bool) -> None:
     console = show.console()
     if not console.is_terminal:
         raise UsageError("--watch needs a terminal; without one, run status again, or ask metrics")
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(_screen(app, only), refresh=True)
+                live.update(_screen(app, only, keys=keys), refresh=True)
                 time.sleep(_REFRESH)
     except KeyboardInterrupt:
         return
 
 
-def _screen(app: Any, only: Lane | None) -> RenderableType:
+def _screen(app: Any, only: Lane | None, *, keys: bool) -> RenderableType:
     try:
-        return Group(*_parts(*_read(app, only)))
+        return Group(*_parts(_read(app, only, keys=keys)))
     except BrokerError as error:  # it may come back
         return escape(str(error))
 
 
-def _parts(
-    states: list[LaneStatus], tasks: Mapping[str, Recent] | None
-) -> Iterator[RenderableType]:
+def _parts(seen: _Seen) -> Iterator[RenderableType]:
+    states = seen.states
     yield _now(states)
     if any(state.last_30d.done or state.last_30d.in_time is not None for state in states):
         yield _lately(states)
-    if tasks:
-        yield _of_tasks(tasks, target=states[0].slo_target)
+    if seen.tasks:
+        yield _of_tasks(seen.tasks, target=states[0].slo_target)
+    if seen.keys is not None:
+        yield _of_keys(seen.keys, states[0])
 
 
 def _now(states: list[LaneStatus]) -> RenderableType:
@@ -170,6 +192,19 @@ def _of_tasks(tasks: Mapping[str, Recent], *, target: float) -> RenderableType:
             *map(show.duration, (recent.run_p50, recent.run_p99)),
         )
     return table
+
+
+def _of_keys(keys: list[KeyState], state: LaneStatus) -> RenderableType:
+    if not keys:
+        return f"{state.lane}: no key has messages waiting"
+    table = show.table("key", "waiting", "running", "held by")
+    for each in keys:
+        held = f"[yellow]{each.held_by}[/]" if each.held_by else "-"
+        table.add_row(escape(show.text(each.key)), f"{each.waiting:,}", f"{each.running:,}", held)
+    more = state.keys - len(keys)
+    if more <= 0:
+        return table
+    return Group(table, f"{len(keys)} of {state.keys:,} keys, those of which most wait")
 
 
 def _share(share: float | None, target: float) -> str:

@@ -40,6 +40,18 @@ def listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 
 
+def tasks(count: int) -> str:
+    """Such as "1 task", "2,000 tasks"."""
+    return f"{count:,} {'task' if count == 1 else 'tasks'}"
+
+
+def text(given: str) -> str:
+    """What somebody sent, with an escape for what would not be seen, or would move the cursor."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in given
+    )
+
+
 def iso(at: float) -> str:
     """Seconds since 1970 as an ISO 8601 time, in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

@@ -112,9 +112,15 @@ def _row(slug: str) -> list[dict[str, Any]]:
             "short",
             {name: f"max(lanes_{name}{here})" for name in ("workers", "wanted_workers")},
         ),
+        _panel(
+            "Keys",
+            "short",
+            {name: f"max(lanes_keys_{name}{here})" for name in ("waiting", "held")},
+        ),
     ]
     # Below the row's title, in lines that add up to 24.
-    places = [(0, 1, 6), (6, 1, 9), (15, 1, 9), (0, 9, 6), (6, 9, 6), (12, 9, 6), (18, 9, 6)]
+    places = [(0, 1, 4), (4, 1, 7), (11, 1, 7), (18, 1, 6)]
+    places += [(0, 9, 6), (6, 9, 6), (12, 9, 6), (18, 9, 6)]
     for number, (panel, (x, y, width)) in enumerate(zip(panels, places, strict=True), start=2):
         panel |= {"id": number, "gridPos": {"x": x, "y": y, "w": width, "h": 8}}
     row = {"id": 1, "type": "row", "title": "$lane", "repeat": "lane", "panels": []}

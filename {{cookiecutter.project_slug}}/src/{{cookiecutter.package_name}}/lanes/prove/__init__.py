@@ -1,13 +1,16 @@
-"""The proof on the reader's machine: a flood in one lane does not delay another."""
+"""The proof on the reader's machine: a flood in one lane does not delay another.
+
+And within a lane, a flood of one key does not delay the others.
+"""
 
 import importlib
 import json
-import math
 import signal
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich import box
@@ -18,28 +21,19 @@ from ..config import Lanes
 from ..errors import UsageError
 from ..values import spoken
 from ..worker import PACKAGE
-from .experiment import CUT_OFF, Condition, InTime, Outcome, Pair, run
+from .experiment import CUT_OFF, InTime, Outcome, Pair, Step, run
+from .keys import run_keys
+from .report import finite, keys_as_object, show_keys, shown, summary
 
+_T = TypeVar("_T")
 #: Times as many late tasks as the objective allows, at which an alert calls somebody out of bed.
 PAGES = 14.4
 
 
 def main(lanes: Lanes, *, flood: int, burn: bool, plot: Path | None, as_json: bool) -> int:
-    """Run the experiment and show it; returns the exit code, 1 when the lane was delayed."""
-    if plot is not None:
-        _require_matplotlib()
-        plot.touch()  # or fail now, and not when all is measured
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        # An exit stops the workers; without it they would go on without their broker, for ever.
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
-    app = importlib.import_module(f"{PACKAGE}.celery").app
-    progress = Console(stderr=True)
-    if progress.is_terminal:
-        moving = "dots" if progress.encoding.startswith("utf") else "line"
-        with progress.status("starting", spinner=moving) as spinner:
-            outcome = run(lanes, app, flood=flood, burn=burn, step=spinner.update)
-    else:
-        outcome = run(lanes, app, flood=flood, burn=burn, step=lambda _: None)
+    """Flood one lane and measure another; returns the exit code, 1 when that was delayed."""
+    _check(plot)
+    outcome = _measure(lambda app, step: run(lanes, app, flood=flood, burn=burn, step=step))
     if plot is not None:
         from . import plot as drawing
 
@@ -51,6 +45,43 @@ def main(lanes: Lanes, *, flood: int, burn: bool, plot: Path | None, as_json: bo
     return 0 if all(outcome.kept(pair) for pair in outcome.pairs) else 1
 
 
+def main_keys(lanes: Lanes, *, flood: int, plot: Path | None, as_json: bool) -> int:
+    """Flood a lane by one key and measure others; returns 1 when these were delayed, or else 0."""
+    _check(plot)
+    outcome = _measure(lambda app, step: run_keys(lanes, app, flood=flood, step=step))
+    if plot is not None:
+        from . import plot as drawing
+
+        drawing.draw_keys(outcome, plot)
+    if as_json:
+        click.echo(json.dumps(keys_as_object(outcome), indent=2))
+    else:
+        show_keys(outcome, Console())
+        _say_where(plot)
+    return 0 if outcome.kept else 1
+
+
+def _check(plot: Path | None) -> None:
+    """See that it can be drawn, before all is measured."""
+    if plot is not None:
+        _require_matplotlib()
+        plot.touch()
+
+
+def _measure(experiment: Callable[[Any, Step], _T]) -> _T:
+    """What an experiment with the project's app finds; shows how far it is."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        # An exit stops the workers; without it they would go on without their broker, for ever.
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    app = importlib.import_module(f"{PACKAGE}.celery").app
+    progress = Console(stderr=True)
+    if not progress.is_terminal:
+        return experiment(app, lambda _: None)
+    moving = "dots" if progress.encoding.startswith("utf") else "line"
+    with progress.status("starting", spinner=moving) as spinner:
+        return experiment(app, spinner.update)
+
+
 def as_object(outcome: Outcome) -> dict[str, Any]:
     """The outcome as JSON values; times in seconds, null for a task that was not answered."""
     return {
@@ -59,14 +90,14 @@ def as_object(outcome: Outcome) -> dict[str, Any]:
         "flood": outcome.flood,
         "enqueue_seconds": outcome.enqueue_time,
         "cut_off_seconds": CUT_OFF,
-        "one_queue": _summary(outcome.control) | {"in_time": _in_time(outcome.unlaned)},
+        "one_queue": summary(outcome.control) | {"in_time": _in_time(outcome.unlaned)},
         "lanes": [
             {
                 "slow_tasks": pair.slow_tasks,
-                "idle": _summary(pair.idle),
-                "flooded": _summary(pair.flooded),
-                "p99_ratios": [_finite(ratio) for ratio in pair.ratios],
-                "p99_allowed": _finite(outcome.allowed(pair)),
+                "idle": summary(pair.idle),
+                "flooded": summary(pair.flooded),
+                "p99_ratios": [finite(ratio) for ratio in pair.ratios],
+                "p99_allowed": finite(outcome.allowed(pair)),
                 "kept": outcome.kept(pair),
                 "in_time": {each.lane.name: _in_time(each) for each in pair.in_time},
             }
@@ -75,19 +106,8 @@ def as_object(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _summary(condition: Condition) -> dict[str, Any]:
-    figures = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    values = {key: condition.percentile(share) for key, share in figures.items()}
-    return {"sent": len(condition.waits)} | {key: _finite(value) for key, value in values.items()}
-
-
 def _in_time(counted: InTime) -> dict[str, Any]:
     return {"good": counted.good, "total": counted.total, "burn_rate": counted.burn}
-
-
-def _finite(value: float) -> float | None:
-    """`value`, or None where JSON has no word for it."""
-    return value if math.isfinite(value) else None
 
 
 def _print(outcome: Outcome, plot: Path | None) -> None:
@@ -99,7 +119,7 @@ def _print(outcome: Outcome, plot: Path | None) -> None:
     for column in ("tasks", "p50", "p99", "max"):
         table.add_column(column, justify="right")
     late = sum(wait is None for wait in outcome.control.waits)
-    row = [_shown(outcome.control.percentile(share)) for share in (0.5, 0.99, 1.0)]
+    row = [shown(outcome.control.percentile(share)) for share in (0.5, 0.99, 1.0)]
     if late == len(outcome.control.waits):
         row = ["", "not answered", f"in {CUT_OFF:.0f} s"]
     table.add_row(f"one queue, {flood} slow tasks ahead", str(len(outcome.control.waits)), *row)
@@ -108,7 +128,7 @@ def _print(outcome: Outcome, plot: Path | None) -> None:
             ("lanes, idle", pair.idle),
             (f"lanes, {flood} {pair.slow_tasks} in {outcome.flood_lane.name}", pair.flooded),
         ):
-            figures = [_shown(condition.percentile(share)) for share in (0.5, 0.99, 1.0)]
+            figures = [shown(condition.percentile(share)) for share in (0.5, 0.99, 1.0)]
             table.add_row(label, str(len(condition.waits)), *figures)
     console.print(table)
     for pair in outcome.pairs:
@@ -119,14 +139,18 @@ def _print(outcome: Outcome, plot: Path | None) -> None:
         console.print(
             f"{measured} {kept} by {flood} {pair.slow_tasks}: its p99 is "
             f"{statistics.median(ratios):.2f} x idle (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}), "
-            f"{_shown(pair.flooded.percentile(0.99))} where {_shown(outcome.allowed(pair))} is "
+            f"{shown(pair.flooded.percentile(0.99))} where {shown(outcome.allowed(pair))} is "
             "allowed.",
             soft_wrap=True,
         )
     queued = f"{outcome.flood / outcome.enqueue_time:,.0f} a second"
     console.print(f"{flood} tasks were queued in {outcome.enqueue_time:.1f} s, {queued}.")
+    _say_where(plot)
+
+
+def _say_where(plot: Path | None) -> None:
     if plot is not None:
-        console.print(f"The plot is in {plot}.", soft_wrap=True)
+        Console().print(f"The plot is in {plot}.", soft_wrap=True)
 
 
 def _seen_by_alerts(outcome: Outcome, pair: Pair) -> Table:
@@ -141,12 +165,6 @@ def _seen_by_alerts(outcome: Outcome, pair: Pair) -> Table:
         within = spoken(each.lane.latency_slo)
         table.add_row(label, within, f"{each.good:,}", f"{each.total:,}", burn)
     return table
-
-
-def _shown(seconds: float) -> str:
-    if math.isinf(seconds):
-        return f"over {CUT_OFF:.0f} s"
-    return f"{seconds * 1000:,.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def _require_matplotlib() -> None:

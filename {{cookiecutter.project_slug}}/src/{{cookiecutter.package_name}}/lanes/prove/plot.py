@@ -6,32 +6,54 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .experiment import CUT_OFF, RATE, ROUND_TIME, ROUNDS, Condition, Outcome
+from .keys import FLOOD_KEY, KeysOutcome
 
 _QUIET, _BUSY, _LATE = "#2a6f97", "#e07a1f", "#b3261e"
 
 
 def draw(outcome: Outcome, path: Path) -> None:
     """Write the PNG: one queue on the left, lanes on the right, one scale of waiting times."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 3))
     measured, flood = outcome.probe_lane.name, f"{outcome.flood:,} slow tasks"
-    figure.suptitle(f"How long a task of the lane {measured} waits behind {flood}")
-    left.set(yscale="log", ylim=(0.0005, 2 * CUT_OFF), ylabel="waited (log scale)")
-    left.set_yticks([0.001, 0.01, 0.1, 1, 10], ["1 ms", "10 ms", "0.1 s", "1 s", "10 s"])
+    figure, left, right = _frame(f"How long a task of the lane {measured} waits behind {flood}")
     left.set_title("one queue")
     _draw_control(left, outcome.control)
     right.set_title("lanes")
-    right.set_xlabel("seconds")
     sleeping = outcome.pairs[0]
     _draw_condition(right, sleeping.idle, "idle", _QUIET)
     _draw_condition(right, sleeping.flooded, f"{flood} waiting", _BUSY)
     for number in range(ROUNDS):
         times = sleeping.flooded.times[number * RATE * ROUND_TIME :][: RATE * ROUND_TIME]
         right.axvspan(times[0], times[-1], color=_BUSY, alpha=0.08)
-    right.legend(loc="upper right", title="median wait", markerscale=2)
+    _save(figure, path)
+
+
+def draw_keys(outcome: KeysOutcome, path: Path) -> None:
+    """Likewise: without keys on the left, with keys on the right."""
+    flood = f"{outcome.flood:,} tasks of {FLOOD_KEY}"
+    figure, left, right = _frame(f"How long a task of another key waits behind {flood}")
+    left.set_title("no keys")
+    _draw_control(left, outcome.control)
+    right.set_title(f"keys, in the lane {outcome.lane.name}")
+    _draw_condition(right, outcome.idle, f"all slots taken by {FLOOD_KEY}", _QUIET)
+    _draw_condition(right, outcome.flooded, f"{flood} waiting", _BUSY)
+    _save(figure, path)
+
+
+def _frame(title: str) -> tuple[Figure, Any, Any]:
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 3))
+    figure.suptitle(title)
+    left.set(yscale="log", ylim=(0.0005, 2 * CUT_OFF), ylabel="waited (log scale)")
+    left.set_yticks([0.001, 0.01, 0.1, 1, 10], ["1 ms", "10 ms", "0.1 s", "1 s", "10 s"])
+    right.set_xlabel("seconds")
     for axes in (left, right):
         axes.axhline(CUT_OFF, color=_LATE, linestyle=":", linewidth=1)
         axes.grid(visible=True, axis="y", alpha=0.3)
+    return figure, left, right
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.axes[1].legend(loc="upper right", title="median wait", markerscale=2)
     figure.savefig(path, dpi=120)
 
 

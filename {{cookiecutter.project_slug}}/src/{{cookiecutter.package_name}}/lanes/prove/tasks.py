@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from .. import settings
 from ..redis.connect import Server
 
 STARTS = "prove:starts"  # Redis list of [number of the probe, seconds it waited]
+AGAIN = "prove:again"  # Redis key
 
 
 @functools.cache
@@ -30,6 +32,17 @@ def probe(number: int, sent_at: float) -> None:
 def sleep(seconds: float) -> None:
     """Work that waits for something else."""
     time.sleep(seconds)
+
+
+@shared_task(name="prove.work", ignore_result=True, bind=True)
+def work(self: Any, mean: float, key: str) -> None:
+    """Work that waits for something else: half of `mean` seconds to half as much more.
+
+    While there is AGAIN, it sends its next when it ends, so that its slot is kept busy.
+    """
+    time.sleep(mean * random.uniform(0.5, 1.5))  # noqa: S311 - so that slots are not in step
+    if _client().exists(AGAIN):
+        self.apply_async((mean, key), queue=self.request.delivery_info["routing_key"], key=key)
 
 
 @shared_task(name="prove.burn", ignore_result=True)

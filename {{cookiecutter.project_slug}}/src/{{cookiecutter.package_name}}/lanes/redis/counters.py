@@ -37,7 +37,9 @@ class Counters:
         state = json.dumps({"slots": load.slots, "running": load.running, "clock": load.clock})
         ages = [age for _, age in _PERIODS.values()]
         periods = [f"counts:{name}:{now // seconds:.0f}" for name, (seconds, _) in _PERIODS.items()]
-        keys = ("loads", "counts:names", "counts", *periods, "delayed", "queue", *PRIORITY_LISTS)
+        keys = ("loads", "counts:names", "counts", *periods)
+        keys += ("delayed", "keyed:delayed", "keyed:state", "keyed:messages:", "queue")
+        keys += PRIORITY_LISTS
         flat = [
             part
             for what, task, amount in additions

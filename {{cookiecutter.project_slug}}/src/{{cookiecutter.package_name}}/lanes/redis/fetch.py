@@ -20,6 +20,7 @@ from .store import EXCHANGE, EXCHANGE_KEYS, Keys
 
 EXCHANGE_SHA = hashlib.sha1(EXCHANGE.encode(), usedforsecurity=False).hexdigest()
 MOST = 100  # messages in one round
+_SOONEST = 0.001  # seconds that a round waits at the least; for Redis, 0 is for ever
 
 Command = tuple[Any, ...]
 
@@ -75,7 +76,8 @@ class Fetch:
         self.keys, self.owner, self.lease = keys, owner, lease
         self.round: Round | None = None  # the one in flight
         self._mode = Mode.QUEUE
-        self._names = [keys(key) for key in EXCHANGE_KEYS]
+        self._names = [*(keys(key) for key in EXCHANGE_KEYS), *keys.shared]
+        self._soon = FETCH  # seconds until a key's rate lets another start, if that is sooner
 
     def begin(
         self, wanted: int, acknowledged: Sequence[str] = (), *, last: int = 0
@@ -91,12 +93,12 @@ class Fetch:
         wait: tuple[Command, ...] = ()
         if self._mode is Mode.QUEUE:
             # From the end of the list to the same end: it wakes us and changes nothing.
-            wait = (("BLMOVE", self.keys.queue, self.keys.queue, "RIGHT", "RIGHT", FETCH),)
+            wait = (("BLMOVE", self.keys.queue, self.keys.queue, "RIGHT", "RIGHT", self._soon),)
         elif self._mode is Mode.TIME:
             wait = (("BRPOP", self.keys("never"), FETCH),)  # a list that is never there
         wanted = min(wanted, MOST)
         exchange = ("EVALSHA", EXCHANGE_SHA, len(self._names), *self._names)
-        exchange += (wanted, self.lease, self.owner, last, *acknowledged)
+        exchange += (wanted, self.lease, self.owner, last, *acknowledged, str(self.keys.limits))
         commands = (*wait, exchange)
         self.round = Round(commands, wanted, tuple(acknowledged), monotonic())
         return commands
@@ -124,7 +126,8 @@ class Fetch:
                 refused=None if lost else reply,
                 unknown_script=lost,
             )
-        now, revocations, *rest = reply
+        now, revocations, soon, *rest = reply
+        self._soon = min(FETCH, max(_SOONEST, float(soon))) if soon else FETCH
         paused = rest == [b"paused"]
         if paused:
             rest = []

@@ -17,7 +17,7 @@ from ..results import store_lost
 from . import identity
 from .clock import Clock
 from .counters import Counters
-from .store import BATCH, FULL, LOOK, Rescued, Store, in_order, number_of
+from .store import BATCH, FULL, LOOK, REVOKED, Rescued, Store, in_order, number_of
 
 _TELL = 1.0  # seconds between two times that Redis is told what was counted
 _IDLE = 60.0  # seconds likewise, where nothing was
@@ -132,11 +132,16 @@ class Leases:
         """Renew these now; those of them that nobody has taken back."""
         return set(self._renew(ids))
 
-    def acknowledge(self, id_: str, *, at_once: bool) -> None:
-        """Forget a message that is done with; unless `at_once`, the next round tells Redis."""
+    def acknowledge(self, id_: str, *, at_once: bool, revoked: bool = False) -> None:
+        """Forget a message that is done with.
+
+        Args:
+            at_once: tell Redis now; else the next round does.
+            revoked: its task was revoked, so that even a lock for a time goes.
+        """
         self.held.pop(id_, None)
         with self._lock:
-            self._done.append(id_)
+            self._done.append(f"{REVOKED}{id_}" if revoked else id_)
         if at_once:
             self.send_acks()
 
@@ -430,6 +435,7 @@ class Leases:
         self._tell_pending()
         for id_, report in list(self._letters.items()):
             self.set_aside(id_, report)
+        self.store.promote(keyed=True)
         rescued = self.store.rescue_expired(
             lease=self.lease, at_once=self.concurrency, most=self.max_deliveries
         )

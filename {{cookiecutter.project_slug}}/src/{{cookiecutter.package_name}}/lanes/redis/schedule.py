@@ -9,10 +9,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .identity import PROJECT
+from .store import NO_LIMITS, script
 
 #: Seconds without a word after which a worker keeps no schedule any more.
 GONE = 15.0
@@ -20,7 +20,6 @@ GONE = 15.0
 LATE = 1.0
 #: Seconds that a schedule is remembered which no worker has: one that comes back is not a new one.
 _REMEMBERED = 86_400.0
-_SCRIPTS = Path(__file__).parent / "scripts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +72,7 @@ class Schedule:
             name: f"lanes:@schedule:{PROJECT}:{name}"
             for name in ("keepers", "schedules", "entries", "paused", "runs")
         }
-        self._scripts = {
-            name: redis.register_script((_SCRIPTS / f"{name}.lua").read_text(encoding="utf-8"))
-            for name in ("keep", "claim")
-        }
+        self._scripts = {name: redis.register_script(script(name)) for name in ("keep", "claim")}
 
     def keep(self, owner: str) -> tuple[float, bool]:
         """Say that a worker has this schedule.
@@ -114,14 +110,21 @@ class Schedule:
         if not claims:
             return []
         with self._redis.pipeline(transaction=False) as pipe:
+            names = ("entries", "paused", "runs")
             for each in claims:
                 how, key, *more = each.command
+                shared = [key, self._keys["entries"]]  # unused, and a key that a worker may use
+                if how == "send":  # of a message with a key
+                    shared, (due, message, limits) = [key, more[0]], more[1:]
+                    more = [due, message]
+                else:
+                    limits = str(NO_LIMITS)
                 says = self._says[each.name]
                 known, claimed = f"{says} {each.last:.3f}", f"{says} {each.instant:.3f}"
                 counted = (f"{each.instant:.3f}", each.id, each.missed, LATE)
                 self._scripts["claim"](
-                    keys=[*(self._keys[name] for name in ("entries", "paused", "runs")), key],
-                    args=(each.name, known, claimed, *counted, how, *more),
+                    keys=[*(self._keys[name] for name in names), key, *shared],
+                    args=(each.name, known, claimed, *counted, how, *more, limits),
                     client=pipe,
                 )
             return [answer.decode() for answer in pipe.execute()]

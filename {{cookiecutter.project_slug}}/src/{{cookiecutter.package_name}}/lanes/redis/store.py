@@ -4,6 +4,7 @@ Every other module asks a `Store`. A message is in exactly one place: in the que
 delayed ones, leased, or a dead letter; it leaves by acknowledgement or by a purge alone.
 """
 
+import heapq
 import json
 import math
 from collections import Counter
@@ -11,17 +12,47 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
+from urllib.parse import quote, unquote
+
+from ..config import Lane
 
 _T = TypeVar("_T")
 _SCRIPTS = Path(__file__).parent / "scripts"
+#: What stands in the queue for a message with a key, as JSON: see parts/lane.lua.
+STAND_IN = "keyed"
+#: Headers of a message, made by keyed.py and once.py: its key, and its lock.
+KEY, ONCE = "lane_key", "lane_once"
+#: What stands before an acknowledged lease's id when its task was revoked: see exchange.lua.
+REVOKED = "-"
+#: What is put in front of scripts. `lane` has keys and an argument of its own, behind all others.
+_PARTS = {
+    "set_aside": ("lane", "letters"),
+    "take_dead": ("lane", "letters"),
+    "send": ("lane", "send"),
+    "claim": ("lane", "send"),
+} | dict.fromkeys(
+    (
+        *("exchange", "rescue", "hand_back", "give_back", "postpone", "await_release", "promote"),
+        *("purge", "sent", "take"),
+    ),
+    ("lane",),
+)
+
+
+def script(name: str) -> str:
+    """The text of a script, with what it shares with others."""
+    files = [*(f"parts/{part}" for part in _PARTS.get(name, ())), name]
+    if name == "exchange":  # what comes first returns where no message has a key
+        files = ["exchange", "parts/lane", "parts/turns"]
+    return "\n".join((_SCRIPTS / f"{each}.lua").read_text(encoding="utf-8") for each in files)
+
+
 #: Run on the connection that waits for messages, and so apart from the others.
-EXCHANGE = (_SCRIPTS / "exchange.lua").read_text(encoding="utf-8")
-#: In front of the scripts of dead letters.
-_LETTERS = (_SCRIPTS / "parts" / "letters.lua").read_text(encoding="utf-8")
-_OF_LETTERS = ("set_aside", "take_dead")
+EXCHANGE = script("exchange")
 
 #: Plain Celery senders push what has a priority to lists beside the queue, called so by kombu. A
 #: lane's own senders do not, and its workers take from them what the queue itself leaves free.
@@ -47,9 +78,10 @@ LOOK = 4.0
 RELEASE_WAITS = (1.0, 30.0)
 #: Messages in one step, some 15 ms, while which Redis serves nobody else.
 BATCH = 1000
+_PROMOTIONS = 10  # steps of as many messages
 _STEP = "\x06\x16"  # between a queue's name and a priority, in the names of kombu's lists
 #: Last parts of the names of a lane's keys that hold messages, or say who is at work.
-_OF_A_LANE = ("delayed", "leased", "dead", "workers", "paused")
+_OF_A_LANE = ("delayed", "leased", "dead", "workers", "paused", "keyed")
 #: Commands by the key of a lane that each is run on; some of those that docs/access.md lists.
 _SENDING = (("lpush", "queue", "m"), ("zadd", "delayed", 0, "m"))
 _WORKING = (
@@ -59,12 +91,37 @@ _WORKING = (
 _AGE_OF_WORKERS = 86_400  # seconds, then a worker that said nothing is forgotten
 
 
+class Limits(NamedTuple):
+    """What a lane's messages of one key may do, over all its workers; None: as they like."""
+
+    running: int | None = None  # tasks at once
+    interval: float | None = None  # seconds between two starts
+
+    def __str__(self) -> str:
+        """For scripts."""
+        return f"{self.running or 0} {self.interval or 0:.6f}"
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of a lane's keys."""
+    """The names of a lane's keys, and the limits of its messages' keys."""
 
     lane: str
     queue: str  # list of messages, as kombu has it: pushed on the left, taken from the right
+    limits: Limits = NO_LIMITS
+
+    @classmethod
+    def of(cls, lane: Lane) -> Self:
+        """Those of a declared lane."""
+        return cls(lane.name, lane.queue, Limits(lane.max_running_per_key, lane.rate_per_key))
+
+    @property
+    def shared(self) -> tuple[str, str]:
+        """What scripts with parts/lane.lua get behind their own keys."""
+        return self.queue, f"lanes:{self.lane}:"
 
     def __call__(self, name: str) -> str:
         """The key of this name.
@@ -77,6 +134,7 @@ class Keys:
           count, and of `unknown:` and that to since when nobody knows its task;
         - `revocations`: the number of the last one, of all lanes;
         - `delayed`: sorted set of messages by the time they are due;
+        - `keyed:...`, `once:...`, `latest`: of messages with a key or a lock: see parts/lane.lua;
         - `paused`: there while the lane is paused;
         - `watch`: hash, when leases were last looked over;
         - `workers`: hash of owner to when it was last there, and where it runs;
@@ -103,6 +161,8 @@ class Counts:
     never_ran_bytes: int
     paused: bool
     due: float | None  # seconds since 1970, when the first of what is due was due
+    keys: int  # that have messages waiting in the queue
+    keys_held: int  # of those, the ones that a limit of theirs holds back
     now: float  # seconds since 1970, by the server's clock
 
     def is_full(self, *, cap: int, size: int) -> bool:
@@ -119,9 +179,28 @@ class Rescued:
     poison: list[tuple[str, int, bytes]]  # id, deliveries, message: now ours, for `set_aside`
 
 
+@dataclass(frozen=True, slots=True)
+class KeyState:
+    """One key of a lane's messages, at one moment."""
+
+    key: str
+    waiting: int  # messages
+    running: int  # messages that workers hold
+    held_by: str  # the limit that holds it back, by its name in lanes.toml; "" when it may start
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
+    """What a lane holds of one key, at one moment or nearly."""
+
+    waiting: int  # messages that may be fetched, but for the key's limits: in its queue, or due
+    delayed: int  # messages whose time has not come
+    leased: int
+
+
 def number_of(id_: str) -> int:
     """The number in a lease's id; they are in the order of the fetches."""
-    return int(id_.partition("@")[0])
+    return int(id_.removeprefix(REVOKED).partition("@")[0])
 
 
 def owner_of(id_: str) -> str:
@@ -165,6 +244,25 @@ def _scan(redis: Any, within: float, **chosen: Any) -> tuple[set[str], bool]:
     return found, True
 
 
+def quoted(key: str) -> str:
+    """A key as it stands in a header and in Redis: without what JSON would write otherwise."""
+    return quote(key, safe=" /:@+,=")
+
+
+def _headers(message: bytes) -> Mapping[str, Any]:
+    """What a message has for headers; none where it cannot be read."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        headers = json.loads(message)["headers"]
+        return headers if isinstance(headers, dict) else {}
+    return {}
+
+
+def key_in(headers: Mapping[str, Any]) -> str | None:
+    """The key that a message's headers say, as its sender said it; None where there is none."""
+    key = headers.get(KEY)
+    return unquote(key) if isinstance(key, str) and key else None
+
+
 def instant(text: object) -> float | None:
     """Seconds since 1970 of an ISO 8601 time, in UTC where it names no zone; None for all else."""
     try:
@@ -184,18 +282,24 @@ class Store:
         """`redis` is a redis-py client that returns bytes."""
         self.redis, self.keys = redis, keys
         self._scripts = {
-            path.stem: redis.register_script(
-                (_LETTERS if path.stem in _OF_LETTERS else "") + path.read_text(encoding="utf-8")
-            )
-            for path in _SCRIPTS.glob("*.lua")
+            path.stem: redis.register_script(script(path.stem)) for path in _SCRIPTS.glob("*.lua")
         }
 
     def run(
         self, script: str, keys: Sequence[str], args: Sequence[Any], *, pipe: Any = None
     ) -> Any:
         """Run a script on keys of the lane, each by its name; in a pipeline, when that is."""
-        names = [self.keys(key) for key in keys]
-        return self._scripts[script](keys=names, args=args, client=pipe)
+        names, arguments = self._arguments(script, keys, args)
+        return self._scripts[script](keys=names, args=arguments, client=pipe)
+
+    def _arguments(
+        self, script: str, keys: Sequence[str], args: Sequence[Any]
+    ) -> tuple[list[str], list[Any]]:
+        names, arguments = [self.keys(key) for key in keys], list(args)
+        if "lane" in _PARTS.get(script, ()):
+            names += self.keys.shared
+            arguments.append(str(self.keys.limits))
+        return names, arguments
 
     # Sending
 
@@ -210,14 +314,54 @@ class Store:
         else:
             batch.add("zadd", self.keys("delayed"), due)
 
-    def promote(self) -> None:
-        """Put what is due in the queue: for who consumes that, and leases nothing."""
-        self.run("promote", ("queue", "delayed"), ())
+    def send(
+        self, messages: Sequence[str | bytes], *, due: float | None = None, batch: Any = None
+    ) -> list[str]:
+        """Send messages that have a key, or that are sent once.
+
+        Args:
+            due: seconds since 1970 by the server's clock, until which they wait.
+            batch: kombu's, which sends the command with its others; None sends it now.
+
+        Returns:
+            Of each "" when it was sent, or the id of the task that holds its lock: then it was not,
+            or has taken that one's place. Nothing for a batch.
+        """
+        args = ("" if due is None else f"{due:.6f}", *messages)
+        if batch is None:
+            return [unquote(id_.decode()) for id_ in self.run("send", (), args)]
+        names, arguments = self._arguments("send", (), args)
+        send = self._scripts["send"]
+        if pipeline := getattr(batch, "pipeline", None):
+            pipeline.scripts.add(send)  # which it loads where the server lacks it
+        batch.add("evalsha", send.sha, len(names), *names, *arguments)
+        return []
+
+    def promote(self, *, keyed: bool = False) -> None:
+        """Put what is due behind what waits already, up to 10,000 messages.
+
+        For who consumes the queue itself, and leases nothing. Who leases takes what is due from
+        where it is; but the first of a key may be due behind thousands of another's.
+
+        Args:
+            keyed: messages with a key alone.
+        """
+        for _ in range(_PROMOTIONS):
+            if int(self.run("promote", (), ("keyed" if keyed else "all",))) < BATCH:
+                return
+
+    def take(self, message: str = "") -> bytes | None:
+        """The message of which a token was taken from the queue; likewise.
+
+        Args:
+            message: one that was taken itself, and has a lock, which goes.
+        """
+        return self.run("take", (), (message,)) or None
 
     # A worker's messages
 
     def acknowledge(self, ids: Sequence[str]) -> None:
-        """Forget messages that are done with."""
+        """Forget messages that are done with; REVOKED is before the id of a revoked task's."""
         for part in _newest_first(ids):
             self.run("exchange", EXCHANGE_KEYS, (0, 0, "", 0, *part))
 
@@ -239,12 +383,12 @@ class Store:
     def hand_back(self, ids: Sequence[str]) -> None:
         """Return messages to the front of their queue, `ids` oldest first; no delivery counts."""
         for part in _newest_first(ids):
-            self.run("hand_back", ("queue", "leased", "leases", "deliveries"), part)
+            self.run("hand_back", ("leased", "leases", "deliveries"), part)
 
     def postpone(self, due: Mapping[str, float]) -> None:
         """Have leased messages wait among the delayed ones, each until its seconds since 1970."""
         args = [part for id_and_due in due.items() for part in id_and_due]
-        self.run("postpone", ("leased", "leases", "delayed"), args)
+        self.run("postpone", ("leased", "leases"), args)
 
     def await_release(self, id_: str, *, most: float) -> float | None:
         """Have a leased message of an unknown task wait for workers that know it.
@@ -256,7 +400,7 @@ class Store:
             Seconds until it is tried again, longer each time; None when it has waited for `most`,
             and is still leased.
         """
-        keys = ("leased", "leases", "delayed", "deliveries")
+        keys = ("leased", "leases", "deliveries")
         wait = self.run("await_release", keys, (id_, most, *RELEASE_WAITS))
         return float(wait) if wait else None
 
@@ -270,7 +414,7 @@ class Store:
         Returns:
             False: it was delivered too often, and is still leased, for `set_aside`.
         """
-        keys = ("leased", "leases", "deliveries", "delayed")
+        keys = ("leased", "leases", "deliveries")
         return bool(self.run("give_back", keys, (id_, wait, most)))
 
     # The messages of workers that died
@@ -328,7 +472,7 @@ class Store:
         self, how: str, ids: Sequence[tuple[str, str]], lease: float, most: int
     ) -> tuple[bytes, float | None, list[tuple[str, int, bytes]]]:
         """One step: the server's time, seconds to wait, and what is poison."""
-        keys = ("queue", "leased", "leases", "deliveries", "watch", "workers")
+        keys = ("leased", "leases", "deliveries", "watch", "workers")
         gap = 2 * min(lease / 3, LOOK)  # two looks that nobody took
         args = [part for id_and_ran in ids for part in id_and_ran]
         now, wait, *poison = self.run("rescue", keys, (how, most, lease, gap, *args))
@@ -373,6 +517,8 @@ class Store:
         keys, whole = _scan(redis, within, _type="LIST")
         queues: dict[str, set[str]] = {}
         for key in keys:
+            if key.startswith("lanes:"):
+                continue  # a lane's own, of messages with a key
             queue, separator, step = key.partition(_STEP)
             if not queue.endswith(".celery.pidbox"):  # answers of remote control
                 queues.setdefault(queue, set()).add(separator + step)
@@ -380,13 +526,13 @@ class Store:
 
     @staticmethod
     def messages_of(redis: Any, list_: str) -> int:
-        """How many a list holds, if these are messages of Celery's; else 0."""
+        """How many a list holds, if these are messages of Celery's, or stand for such; else 0."""
         try:
             first = json.loads(redis.lindex(list_, -1) or b"")
         except ValueError:
             return 0
         is_message = isinstance(first, dict) and {"body", "headers", "properties"} <= first.keys()
-        return int(redis.llen(list_)) if is_message else 0
+        return int(redis.llen(list_)) if is_message or first == STAND_IN else 0
 
     def refused(self, user: str) -> dict[str, str]:
         """Which commands a user may not run of those that it takes to send, and to work.
@@ -463,12 +609,13 @@ class Store:
         return int(self.redis.zcard(self.keys("dead")))
 
     def dead_letters(
-        self, numbers: Sequence[int], *, messages: bool = True
+        self, numbers: Sequence[int], *, messages: bool = True, keys: bool = False
     ) -> list[tuple[int, bytes, dict[str, Any]]]:
         """Number, message and report of the dead letters of these numbers that are there.
 
         Args:
             messages: False reads those alone whose report does not name the task; others are empty.
+            keys: reads those, too, whose report does not say whether they have a key.
         """
         if not numbers:
             return []
@@ -476,7 +623,11 @@ class Store:
             number: json.loads(report)
             for number, report in self._dead_parts("dead:reports", numbers)
         }
-        wanted = [number for number, each in reports.items() if messages or not each.get("task")]
+        wanted = [
+            number
+            for number, each in reports.items()
+            if messages or not each.get("task") or (keys and "key" not in each)
+        ]
         found = dict(self._dead_parts("dead:messages", wanted))
         return [
             (number, found.get(number, b""), report)
@@ -492,11 +643,11 @@ class Store:
     def retry(self, messages: Mapping[int, bytes]) -> int:
         """Put dead letters, by number, back in the queue; returns how many were still there."""
         args = [part for number_and_message in messages.items() for part in number_and_message]
-        return int(self.run("take_dead", (*_LETTERS_KEYS, "queue"), ("retry", *args)))
+        return int(self.run("take_dead", _LETTERS_KEYS, ("retry", *args)))
 
     def purge_dead(self, numbers: Sequence[int]) -> int:
         """Delete dead letters for good; returns how many were there."""
-        return int(self.run("take_dead", (*_LETTERS_KEYS, "queue"), ("purge", *numbers)))
+        return int(self.run("take_dead", _LETTERS_KEYS, ("purge", *numbers)))
 
     # The lane
 
@@ -512,20 +663,95 @@ class Store:
         seconds, microseconds = self.redis.time()
         return float(seconds + microseconds / 1e6)
 
-    def purge(self, what: str, most: int) -> Iterator[int]:
+    def purge(self, what: str, most: int, key: str | None = None) -> Iterator[int]:
         """Delete messages for good, and the counts of their deliveries; leases are not touched.
 
         Args:
             what: "waiting", as `Counts` has it, or "delayed".
             most: messages to delete, or senders that go on could keep it busy for ever.
+            key: of this key alone.
 
         Yields:
             How many went in each step.
         """
-        keys = ("delayed", "deliveries", "queue", *PRIORITY_LISTS)
-        while most > 0 and (gone := int(self.run("purge", keys, (what, min(most, _PURGED))))):
+        only, so_far = "" if key is None else quoted(key), b""
+        keys = ("deliveries", *PRIORITY_LISTS)
+        while most > 0:
+            gone, so_far = self.run("purge", keys, (what, min(most, _PURGED), only, so_far))
             most -= gone
-            yield gone
+            if gone:
+                yield int(gone)
+            if not so_far:
+                return
+
+    def keys_waiting(self, most: int = 10) -> list[KeyState]:
+        """Keys that have messages waiting in the queue, those of which most wait first.
+
+        Args:
+            most: keys.
+        """
+        found: list[tuple[int, bytes]] = []
+        scan = self.redis.hscan_iter(self.keys("keyed:keys"), count=BATCH)
+        while part := list(islice(scan, BATCH)):
+            with self.redis.pipeline(transaction=False) as pipe:
+                for name, _ in part:
+                    pipe.llen(self.keys(f"keyed:messages:{name.decode()}"))
+                lengths = pipe.execute()
+            found += [(length, name) for length, (name, _) in zip(lengths, part, strict=True)]
+            found = heapq.nlargest(most, set(found))  # a scan may tell one twice
+        found = [(length, name) for length, name in found if length]
+        if not found:
+            return []
+        names = [name for _, name in found]
+        with self.redis.pipeline() as pipe:
+            pipe.hmget(self.keys("keyed:running"), names)
+            pipe.zmscore(self.keys("keyed:rates"), names)
+            running, rates = pipe.execute()
+        states = []
+        for (waiting, name), runs, rate in zip(found, running, rates, strict=True):
+            most_running, held = self.keys.limits.running, ""
+            if most_running is not None and int(runs or 0) >= most_running:
+                held = "max_running_per_key"
+            elif rate is not None:
+                held = "rate_per_key"
+            states.append(KeyState(unquote(name.decode()), waiting, int(runs or 0), held))
+        return states
+
+    def ids_of(self, key: str) -> Iterator[str]:
+        """The ids of a key's tasks: those that wait, are delayed, or are held by workers."""
+        name = quoted(key)
+        for message in self._messages_of(name):
+            headers = _headers(message)
+            if headers.get(KEY) == name and "id" in headers:
+                yield str(headers["id"])
+
+    def counts_of(self, key: str) -> KeyCounts:
+        """What the lane holds of a key; all that is delayed and has a key is looked through."""
+        name, now = quoted(key), self.now()
+        with self.redis.pipeline() as pipe:
+            pipe.llen(self.keys(f"keyed:messages:{name}"))
+            pipe.hget(self.keys("keyed:running"), name)
+            waiting, running = pipe.execute()
+        due = delayed = 0
+        for message, at in self.redis.zscan_iter(self.keys("keyed:delayed"), count=BATCH):
+            if _headers(message).get(KEY) == name:
+                due, delayed = due + (at <= now), delayed + (at > now)
+        return KeyCounts(waiting=waiting + due, delayed=delayed, leased=int(running or 0))
+
+    def _messages_of(self, name: str) -> Iterator[bytes]:
+        """Among others' for all but those that wait; in the order in which a message moves on."""
+        for message, _ in self.redis.zscan_iter(self.keys("keyed:delayed"), count=BATCH):
+            yield message
+        # From the left, where they come: what is taken on the right moves none of the others.
+        list_, start = self.keys(f"keyed:messages:{name}"), 0
+        while found := self.redis.lrange(list_, start, start + BATCH - 1):
+            yield from found
+            start += BATCH
+        begins = f"{name}\n".encode()
+        marks = self.redis.hscan_iter(self.keys("keyed:leased"), count=BATCH)
+        for id_ in [id_ for id_, mark in marks if mark.startswith(begins)]:
+            if message := self.redis.hget(self.keys("leased"), id_):
+                yield message
 
     def ask_oldest(self, pipe: Any, sent_at: str, *, most: int = ENDS) -> None:
         """Ask when messages at both ends of the queue and its lists were sent and were due.
@@ -564,25 +790,36 @@ class Store:
         Args:
             now: seconds since 1970, by the server's clock.
         """
-        pipe.zcount(self.keys("delayed"), "-inf", now).zcard(self.keys("delayed"))
+        for name in ("delayed", "keyed:delayed"):
+            pipe.zcount(self.keys(name), "-inf", now).zcard(self.keys(name))
+            pipe.zrange(self.keys(name), 0, 0, withscores=True)
+        fields = ("added", "removed", "waiting", "free")
+        pipe.hmget(self.keys("keyed:state"), fields).hlen(self.keys("keyed:keys"))
+        pipe.llen(self.keys("keyed:messages:"))
         pipe.hlen(self.keys("leased")).zcard(self.keys("dead")).exists(self.keys("paused"))
         pipe.hmget(self.keys("dead:totals"), "never", "never_bytes")
-        pipe.zrange(self.keys("delayed"), 0, 0, withscores=True)
         for name in ("queue", *PRIORITY_LISTS):
             pipe.llen(self.keys(name))
 
     @staticmethod
     def read_counts(replies: Sequence[Any], now: float) -> Counts:
         """What `counts` returns."""
-        due, delayed, leased, dead, paused, never, first, *waiting = replies
+        of_plain, of_keyed, (said, keys, plain, *rest) = replies[:3], replies[3:6], replies[6:]
+        leased, dead, paused, never, *waiting = rest
+        due, delayed = (sum(pair) for pair in zip(of_plain[:2], of_keyed[:2], strict=True))
+        firsts = [first[0][1] for count, _, first in (of_plain, of_keyed) if count]
+        # A token stands in the queue for a message that may start; those of keys wait elsewhere.
+        added, removed, with_key, free = (int(each or 0) for each in said)
         return Counts(
-            waiting=sum(waiting) + due,
+            waiting=sum(waiting) - (added - removed) + plain + with_key + due,
             delayed=delayed - due,
             leased=leased,
             dead=dead,
             never_ran=int(never[0] or 0),
             never_ran_bytes=int(never[1] or 0),
             paused=bool(paused),
-            due=first[0][1] if due else None,
+            due=min(firsts, default=None),
+            keys=keys,
+            keys_held=max(0, keys - free),
             now=now,
         )

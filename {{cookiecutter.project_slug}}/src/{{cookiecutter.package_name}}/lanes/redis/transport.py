@@ -19,14 +19,14 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from redis import exceptions
 
-from ..errors import UsageError
+from ..errors import AlreadySent, UsageError
 from ..protocol import upgraded
 from ..timeouts import FETCH
 from .connect import Server
 from .fetch import MOST, Fetch, Fetched, Leased
 from .leases import Leases
 from .revocations import Revocations
-from .store import EXCHANGE, Keys, Store, instant
+from .store import EXCHANGE, KEY, NO_LIMITS, ONCE, STAND_IN, Keys, Limits, Store, instant
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +80,18 @@ class QoS(kombu_redis.QoS):
         """Without kombu's second write, between which and the first a kill loses the message."""
         virtual.QoS.append(self, message, delivery_tag)
 
-    def ack(self, delivery_tag: str) -> None:
-        """By way of the leases, which know what to do when the broker or the channel is gone."""
+    def ack(self, delivery_tag: str, *, revoked: bool = False) -> None:
+        """By way of the leases, which know what to do when the broker or the channel is gone.
+
+        Args:
+            revoked: its task was revoked.
+        """
         # The event loop's next round tells Redis of all that were done in this one; without the
         # loop, or once the worker stops and it turns no more, nobody would. A closed channel, left
         # by a connection that was lost, has no connection.
         transport = self.channel.connection
         loop_turns = transport is not None and transport.looped and not _is_stopping()
-        self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns)
+        self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns, revoked=revoked)
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -134,12 +138,14 @@ class LeasedChannel(kombu_redis.Channel):
     Message = Message
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
-        *("server", "lane_by_queue", "lane", "node", "in_threads", "concurrency", "lease"),
+        *("server", "lane_by_queue", "limits_by_lane", "lane", "node", "in_threads"),
+        *("concurrency", "lease"),
         *("max_deliveries", "dead_cap", "dead_size", "dead_age", "latency_slo"),
     )
     # Transport options:
     server: Server
     lane_by_queue: dict[str, str] = {}  # noqa: RUF012 - never changed
+    limits_by_lane: dict[str, Limits] = {}  # noqa: RUF012 - likewise
     lane: str | None = None  # a worker's, else None; those below are for a worker alone
     node: str
     in_threads: bool = False  # its pool is one of threads
@@ -219,14 +225,25 @@ class LeasedChannel(kombu_redis.Channel):
         return super().typeof(exchange, *args, **kwargs)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        """A message with a time waits in Redis until its server says that it has come."""
+        """A message with a time waits in Redis until its server says that it has come.
+
+        Raises:
+            AlreadySent: when it is to be sent once, and was: another holds its lock.
+        """
         due = _due(message)
         lane = self.lane_by_queue.get(queue)
-        if due is None or lane is None:
+        headers = message.get("headers") or {}
+        is_keyed = headers.get(KEY) is not None or headers.get(ONCE) is not None
+        if lane is None or (due is None and not is_keyed):
             super()._put(queue, message, **kwargs)
             return
-        batch = kwargs.get("_publish_batch")
-        self._store(lane, queue).delay({dumps(message): due}, batch=batch)
+        store, batch = self._store(lane, queue), kwargs.get("_publish_batch")
+        if due is not None and not is_keyed:
+            store.delay({dumps(message): due}, batch=batch)
+            return
+        for holder in store.send([dumps(message)], due=due, batch=batch):
+            if holder:
+                raise AlreadySent(holder)
 
     def _purge(self, queue: str) -> int:
         """What `celery purge` deletes of a lane: what waits and what is delayed."""
@@ -244,8 +261,11 @@ class LeasedChannel(kombu_redis.Channel):
 
     def _store(self, lane: str, queue: str) -> Store:
         if lane not in self._stores:
-            self._stores[lane] = Store(self.server.client, Keys(lane, queue))
+            self._stores[lane] = Store(self.server.client, self._keys(lane, queue))
         return self._stores[lane]
+
+    def _keys(self, lane: str, queue: str) -> Keys:
+        return Keys(lane, queue, self.limits_by_lane.get(lane, NO_LIMITS))
 
     @cached_property
     def _stores(self) -> dict[str, Store]:
@@ -264,7 +284,7 @@ class LeasedChannel(kombu_redis.Channel):
         lane = str(self.lane)
         if lane not in _leases:
             _leases[lane] = Leases(
-                Store(self.server.client, Keys(lane, self._lane_queue)),
+                Store(self.server.client, self._keys(lane, self._lane_queue)),
                 self.server.clock,
                 node=self.node,
                 concurrency=self.concurrency,
@@ -425,7 +445,7 @@ class LeasedChannel(kombu_redis.Channel):
             # A signal's handler may cancel the consumer between any two.
             if queue not in self.connection._callbacks:  # noqa: SLF001
                 break
-            self.connection._deliver(message, queue)  # noqa: SLF001
+            self.connection.deliver_leased(message, queue)
             del messages[id_]
         self.leases.hand_back(list(messages))
 
@@ -537,8 +557,22 @@ class Transport(kombu_redis.Transport):
 
     def _deliver(self, message: Any, queue: str | None) -> None:
         """Also to Celery's worker for tests, which reads its messages as kombu does."""
-        if queue in self.client.transport_options.get("lane_by_queue", ()):
+        lane = self.client.transport_options.get("lane_by_queue", {}).get(queue)
+        if lane is not None:
+            headers = message.get("headers") if isinstance(message, dict) else None
+            is_locked = isinstance(headers, dict) and headers.get(ONCE) is not None
+            if message == STAND_IN or is_locked:
+                server = self.client.transport_options["server"]
+                store = Store(server.client, Keys(lane, str(queue)))
+                taken = store.take(dumps(message) if is_locked else "")
+                if taken is None:
+                    return
+                message = loads(taken.decode())
             message = upgraded(message)
+        super()._deliver(message, queue)
+
+    def deliver_leased(self, message: Any, queue: str) -> None:
+        """What is held by a lease goes to its consumer as it is: its lock ends with the lease."""
         super()._deliver(message, queue)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:

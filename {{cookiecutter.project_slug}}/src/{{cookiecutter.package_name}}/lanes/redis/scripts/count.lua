@@ -1,6 +1,7 @@
 -- Add what a worker has counted, once, and say how it is.
 -- KEYS: loads (a hash: how a worker is, by owner), names (a set of tasks), total, minute, hour, day
---       (hashes: counts), delayed, queue, then the queue's lists for lower priorities
+--       (hashes: counts), delayed, the same of messages with a key, the state of those, those
+--       without one that stood among tokens, queue, then the queue's lists for lower priorities
 -- ARGV: owner, its batch's number, how it is, names that are counted apart, the name of the others,
 --       seconds for which the minute, the hour and the day are kept, then what, task and amount of each
 --       addition; an amount with a point is a sum
@@ -15,8 +16,14 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
 for index = 4, 6 do
   if redis.call('EXISTS', KEYS[index]) == 0 then
     local clock = redis.call('TIME')
-    local backlog = redis.call('ZCOUNT', KEYS[7], '-inf', clock[1])
-    for list = 8, #KEYS do
+    local backlog = 0
+    for due = 7, 8 do
+      backlog = backlog + redis.call('ZCOUNT', KEYS[due], '-inf', clock[1])
+    end
+    -- In the queue, tokens stand for those of the messages with a key that may start now.
+    local keyed = redis.call('HMGET', KEYS[9], 'added', 'removed', 'waiting')
+    backlog = backlog - (keyed[1] or 0) + (keyed[2] or 0) + (keyed[3] or 0)
+    for list = 10, #KEYS do
       backlog = backlog + redis.call('LLEN', KEYS[list])
     end
     redis.call('HSET', KEYS[index], 'backlog', backlog .. '@' .. clock[1])

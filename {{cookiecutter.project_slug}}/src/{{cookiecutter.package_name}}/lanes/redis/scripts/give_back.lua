@@ -1,6 +1,6 @@
 -- A worker could not handle a leased message: count that, and have it wait, longer each time.
--- KEYS: leased, leases, deliveries, delayed
--- ARGV: id, seconds to wait after the first time, deliveries that are too many
+-- KEYS: leased, leases, deliveries, then those of parts/lane.lua
+-- ARGV: id, seconds to wait after the first time, deliveries that are too many, the limits
 -- Returns 0 for a message that was delivered too often, which stays leased, else 1
 
 -- A server without memory refuses a script whose first write may need some; ZREM needs none.
@@ -18,11 +18,9 @@ end
 redis.call('HDEL', KEYS[3], digest)
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
--- A set holds the same bytes once; a space after it changes nothing of what JSON says.
-while redis.call('ZSCORE', KEYS[4], message) do
-  message = message .. ' '
-end
-local clock = redis.call('TIME')
+unmark(ARGV[1])
+hold_again(message)
+message = until_due(message, time() + ARGV[2] * deliveries)
 redis.call('HSET', KEYS[3], redis.sha1hex(message), deliveries)
-redis.call('ZADD', KEYS[4], clock[1] + clock[2] / 1e6 + ARGV[2] * deliveries, message)
+finish()
 return 1

@@ -1,6 +1,6 @@
 -- Leased messages are not due yet: put them where the delayed ones wait.
--- KEYS: leased, leases, delayed
--- ARGV: id, when it is due in seconds since 1970, id, ...
+-- KEYS: leased, leases, then those of parts/lane.lua
+-- ARGV: id, when it is due in seconds since 1970, id, ..., then the limits
 
 -- A server without memory refuses a script whose first write may need some; ZREM needs none.
 redis.call('ZREM', KEYS[2], '')
@@ -10,10 +10,9 @@ for index = 1, #ARGV, 2 do
   if message then
     redis.call('HDEL', KEYS[1], ARGV[index])
     redis.call('ZREM', KEYS[2], ARGV[index])
-    -- A set holds the same bytes once; a space after it changes nothing of what JSON says.
-    while redis.call('ZSCORE', KEYS[3], message) do
-      message = message .. ' '
-    end
-    redis.call('ZADD', KEYS[3], ARGV[index + 1], message)
+    unmark(ARGV[index], true)
+    hold_again(message)
+    until_due(message, ARGV[index + 1])
   end
 end
+finish()

@@ -1,9 +1,25 @@
--- Put delayed messages that are due in their queue, behind what waits there, first due first.
--- KEYS: queue, delayed
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1e6
-local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)
-for _, message in ipairs(due) do
-  redis.call('ZREM', KEYS[2], message)
-  redis.call('LPUSH', KEYS[1], message)
+-- Put delayed messages that are due behind what waits already, first due first.
+-- KEYS: those of parts/lane.lua
+-- ARGV: "all", or "keyed" for those with a key alone; the limits
+-- Returns how many had a key: with 1,000 there may be more.
+local now = time()
+if ARGV[1] == 'all' then
+  for _, message in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 1000)) do
+    redis.call('ZREM', delayed, message)
+    redis.call('LPUSH', queue, message)
+  end
 end
+revive(now)
+local sorted = sort_due(now)
+-- A worker of a release without keys may have ended leases, and not known of their places.
+local swept = redis.call('HSCAN', marks, redis.call('HGET', state, 'swept') or '0', 'COUNT', 200)
+for index = 1, #swept[2], 2 do
+  if redis.call('HEXISTS', lane .. 'leased', swept[2][index]) == 0 then
+    ended(unmark(swept[2][index]), 'undone')
+  end
+end
+if #swept[2] > 0 then
+  redis.call('HSET', state, 'swept', swept[1])
+end
+finish()
+return sorted

@@ -1,7 +1,8 @@
 -- Make a leased message a dead letter, and acknowledge it, in one step.
--- KEYS: those of parts/letters.lua, then leased, leases, deliveries
+-- KEYS: those of parts/letters.lua, then leased, leases, deliveries, then those of
+--       parts/lane.lua
 -- ARGV: id; report as a JSON object that is not empty; '1' if its task ran, else ''; most dead letters to
---       keep; most bytes of them, messages and reports; seconds to keep those that ran
+--       keep; most bytes of them, messages and reports; seconds to keep those that ran; the limits
 -- Returns how many dead letters were dropped, all of tasks that ran; -1: the message was somebody else's;
 -- -2: its task never ran, and there is no room, since what never ran is not dropped. Then nothing was done.
 
@@ -17,8 +18,7 @@ count_anew()
 if not ran and (total('never') >= cap or total('never_bytes') >= size) then
   return -2
 end
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1e6
+local now = time()
 local number = string.match(ARGV[1], '^%d+')
 local digest = redis.sha1hex(message)
 local deliveries = 1 + (redis.call('HGET', KEYS[8], digest) or 0)
@@ -35,6 +35,7 @@ count(number, now, ran)
 redis.call('HDEL', KEYS[8], digest, 'unknown:' .. digest)
 redis.call('HDEL', KEYS[6], ARGV[1])
 redis.call('ZREM', KEYS[7], ARGV[1])
+ended(unmark(ARGV[1]), 'undone')
 
 -- Keep no more than there is room for, nor for longer: of tasks that ran, the oldest go first, and the one
 -- that has just come stays. No more than 1,000 in one step, while which Redis serves nobody else.
@@ -49,4 +50,5 @@ while dropped < 1000 do
   end
   dropped = dropped + forget(oldest[1])
 end
+finish()
 return dropped
