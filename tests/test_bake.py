@@ -92,6 +92,7 @@ FILES = [
     "src/acme_tasks/lanes/deploy/supervisor.py",
     "src/acme_tasks/lanes/deploy/systemd.py",
     "src/acme_tasks/lanes/descriptors.py",
+    "src/acme_tasks/lanes/direct.py",
     "src/acme_tasks/lanes/discovery.py",
     "src/acme_tasks/lanes/doctor/__init__.py",
     "src/acme_tasks/lanes/doctor/finding.py",

@@ -85,7 +85,8 @@ def _bind(celery_app: Celery) -> App:
     app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
     app.task = _checking_at_the_line(app.task, lanes)
-    app.send_task = _returning_the_first(app.send_task, app)  # type: ignore[method-assign]
+    app.own_send_task = _returning_the_first(app.send_task, app)
+    app.send_task = app.own_send_task  # type: ignore[method-assign]
     connect(app, environment)
     app.conf.update(
         task_ignore_result=environment.results is None,

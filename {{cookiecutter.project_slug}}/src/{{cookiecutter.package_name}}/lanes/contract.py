@@ -79,11 +79,18 @@ WORKER: Names = {
         "ignore_result": "Likewise.",
         "Request": "A worker makes our Request of a message.",
         "apply(args, kwargs, ...)": "A lane that does not exist is an error here, too.",
+        "apply_async(args, kwargs, ...)": "A send without options has a shorter way.",
         "signature_from_request(request, args, kwargs, queue, ...)": "A retry may change lanes.",
         "bind(app)": "A task gets its lane's limits when it is defined.",
         "__header__": "Called: `send_many` checks arguments as `delay` does.",
         "run(...)": "Read: which of its arguments is the key.",
     },
+    ("celery.app.task:Task", "direct"): {
+        "shadow_name(args, kwargs, options)": "Read: whether a task has one of its own.",
+        "_get_exec_options()": "Called: the options that a task gives to each send.",
+        "_dump_pydantic_arguments": "Read: whether a task's arguments are made texts of.",
+    },
+    ("celery.result:AsyncResult", "direct"): {"ignored": "Set: as Celery's send does."},
     ("kombu.messaging:Producer", "routing"): {
         "_channel": "Read: whether it was closed, by an outage.",
     },
