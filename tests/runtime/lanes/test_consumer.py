@@ -7,17 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
-from celery.worker import state
-
 from acme_tasks.lanes.consumer import (
     Request,
-    _hard_limit_alone,
     problem,
     set_aside,
     shortest,
 )
+from acme_tasks.lanes.pool import hard_limit_alone
 from acme_tasks.lanes.redis.clock import Clock
+from celery import Celery
+from celery.worker import state
 
 HEADERS: dict[str, Any] = {"task": "echo", "id": "1"}
 BODY: Any = [["x"], {}, {"callbacks": None}]
@@ -326,17 +325,9 @@ def test_the_shortest_time_limit_wins(
     """Seen before: the call's, else the task's, else the lane's; and a hard one after a soft."""
     assert shortest(*given) == merged
     timers: list[Any] = []
-    pool = SimpleNamespace(
-        _pool=SimpleNamespace(on_timeout_set=lambda _, soft, hard: timers.append((soft, hard)))
-    )
-    _hard_limit_alone(pool)
     hard, soft = merged
-    pool._pool.on_timeout_set(None, soft, hard)
+    hard_limit_alone(lambda _, soft, hard: timers.append((soft, hard)))(None, soft, hard)
     assert timers == [started]
-
-
-def test_a_pool_without_timers_is_left_alone() -> None:
-    _hard_limit_alone(SimpleNamespace())
 
 
 def test_a_request_has_the_shortest_limits_of_call_task_and_worker(request_of: Any) -> None:

@@ -78,6 +78,7 @@ def _bind(celery_app: Celery) -> App:
     app.lanes = lanes
     app.lease_options = {}  # until the app is a worker's
     app.worker_limits = (None, None)  # likewise
+    app.worker_zone = False  # likewise
     app.worker_log = log
     app.amqp_cls = AMQP  # type: ignore[assignment]  # a name or a class
     app.events_cls = f"{__package__}.remote:Events"
@@ -257,8 +258,9 @@ def _configure_worker(
     app.lease_options = _lease_options(lane, instance.hostname)
     excerpt.bound_logs()
     celeryd_after_setup.connect(functools.partial(_count_slots, app, instance), weak=False)
-    from . import keeper, remote  # of no use to a sender
+    from . import keeper, pool, remote  # of no use to a sender
 
+    pool.install()
     keeper.install(app, lane)
     drain.install(lane)
     parent.watch(drain.hurry)

@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Iterator, Mapping
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from .errors import ContractError
@@ -103,7 +103,6 @@ WORKER: Names = {
         "ensure_connected(conn)": "The log says once why the broker cannot be used.",
         "on_connection_error_after_connected(exc)": "No warning that tasks will run again.",
         "on_close()": "What children have begun is heard of before tasks are forgotten.",
-        "register_with_event_loop(hub)": "The pool's timers exist from here on.",
         "on_unknown_task(body, message, exc)": "It becomes a dead letter, and is not dropped.",
         "on_invalid_task(body, message, exc)": "Likewise.",
         "on_decode_error(message, exc)": "Likewise.",
@@ -113,7 +112,9 @@ WORKER: Names = {
     },
     ("celery.worker.request:Request", "consumer:Request"): {
         "eta": "The broker's clock alone decides what is due.",
-        "__init__(message, ..., app, task)": "Its time limits are the shortest of all.",
+        "tzlocal": "Looked up once, and not for each message.",
+        "__init__(message, ..., app, task, maybe_iso8601)": "Its time limits are the shortest "
+        "of all.",
         "time_limits": "Set: the shortest of the call's, the task's and the worker's.",
         "_context": "Read: the chain and the errbacks of what has expired.",
         "maybe_expire()": "The broker's clock decides what has expired.",
@@ -135,13 +136,33 @@ WORKER: Names = {
     ("celery.concurrency.prefork:TaskPool", "consumer"): {
         "_pool": "Read: the children, whose pipes are read before a stop.",
     },
-    ("celery.concurrency.asynpool:AsynPool", "consumer"): {
-        "_fileno_to_outq": "Read: the pipes.",
+    ("celery.concurrency.prefork:TaskPool", "pool"): {"Pool": "Set: its children are our Pool."},
+    ("celery.concurrency.asynpool:ResultHandler", "pool:ResultHandler"): {
+        "_make_process_result(hub)": "A pipe that is watched is not registered again.",
+    },
+    ("celery.concurrency.asynpool:AsynPool", "pool:Pool"): {
+        "ResultHandler": "Results are read by ours.",
+        "register_with_event_loop(hub)": "The loop is kept, which knows what was read in part.",
+        "_create_timelimit_handlers(hub)": "A hard limit does not wait for a longer soft one.",
+        "on_timeout_set": "Wrapped: likewise.",
+        "_create_write_handlers(hub, ...)": "A child is given its task at once, in one write.",
+        "_quick_put": "Wrapped: likewise.",
+        "_payload": "Set, of a task that is put: header and body as one.",
+        "on_poll_start": "Replaced: likewise.",
+        "outbound_buffer": "Read: the tasks that wait for a child.",
+        "_all_inqueues": "Read: the children's pipes.",
+        "_active_writes": "Read: those that a task is written to.",
+        "_busy_workers": "Read: those whose child runs a task.",
+        "sched_strategy": "Read: whether these are passed over.",
+        "_fileno_to_outq": "Read: the pipes that children answer through.",
         "_cache": "Read: the tasks given to children.",
-        "on_timeout_set": "Wrapped: a hard limit does not wait for a longer soft one.",
         "handle_result_event(*args)": "Called: reads a pipe that the loop does not.",
     },
-    ("billiard.pool:ApplyResult", "consumer"): {
+    ("kombu.asynchronous.hub:Hub", "pool"): {
+        "readers": "Read: who reads a pipe.",
+        "consolidate_callback": "Called: Celery's way to write tasks to pipes that have room.",
+    },
+    ("billiard.pool:ApplyResult", "pool"): {
         "_write_to": "Read: whether a child was given the task.",
         "_accepted": "Read: whether it was heard to begin.",
     },
@@ -199,6 +220,7 @@ WORKER: Names = {
         "__init__(payload, channel, **kwargs)": "A malformed one can be built, too.",
     },
     ("kombu.transport.redis:QoS", "redis.transport:QoS"): {
+        "can_consume()": "Messages that end in no time are fetched several at once.",
         "append(message, delivery_tag)": "The script that fetched it has recorded it.",
         "ack(delivery_tag)": "Leases know what to do while the broker is away.",
         "reject(delivery_tag, requeue)": "Likewise; a requeue counts as a delivery.",
@@ -371,8 +393,16 @@ def _is_mentioned(place: Any, name: str) -> bool:
     """Whether a class's methods name this attribute: its instances have more than it has."""
     classes = inspect.getmro(place) if isinstance(place, type) else ()
     members = [member for each in classes for member in vars(each).values()]
-    codes = [member.__code__ for member in members if isinstance(member, FunctionType)]
+    functions = [member.__code__ for member in members if isinstance(member, FunctionType)]
+    codes = [code for function in functions for code in _with_nested(function)]
     return any(name in (*code.co_names, *code.co_consts) for code in codes)
+
+
+def _with_nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _with_nested(each)
 
 
 check(WORKER)

@@ -42,6 +42,11 @@ class Round:
     acknowledged: tuple[str, ...]  # ids of leases that the script is told are done with
     sent_at: float  # monotonic seconds
 
+    @property
+    def waits(self) -> bool:
+        """Whether the server waits for something before it carries out the last command."""
+        return len(self.commands) > 1
+
     def is_late(self) -> bool:
         """Whether a server that is there would have replied."""
         return monotonic() - self.sent_at > FETCH + REPLY
@@ -77,6 +82,7 @@ class Fetch:
         self.round: Round | None = None  # the one in flight
         self._mode = Mode.QUEUE
         self._names = [*(keys(key) for key in EXCHANGE_KEYS), *keys.shared]
+        self.ended_at = 0.0  # monotonic seconds, when the last round did
         self._soon = FETCH  # seconds until a key's rate lets another start, if that is sooner
 
     def begin(
@@ -113,7 +119,8 @@ class Fetch:
         asked, self.round = self.round, None
         if asked is None:
             raise RuntimeError("a reply to nothing that was asked")
-        took = monotonic() - asked.sent_at
+        self.ended_at = monotonic()
+        took = self.ended_at - asked.sent_at
         *waited, reply = replies
         if isinstance(reply, ResponseError):
             lost = isinstance(reply, NoScriptError)

@@ -5,7 +5,9 @@ A subclass, so that remote control, events and reconnecting stay kombu's own. Ho
 kombu. Each override says why it had to be; `contract` lists what is borrowed.
 """
 
+import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,6 +16,7 @@ from queue import Empty
 from typing import Any
 
 from celery.worker import state
+from kombu.asynchronous import get_event_loop
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
@@ -29,6 +32,8 @@ from .revocations import Revocations
 from .store import EXCHANGE, KEY, NO_LIMITS, ONCE, STAND_IN, Keys, Limits, Store, instant
 
 logger = logging.getLogger(__name__)
+
+_TOGETHER = 0.02  # seconds, at most, that what is done waits for more, to be acknowledged with it
 
 _leases: dict[str, Leases] = {}  # by lane: those of this process
 
@@ -76,6 +81,10 @@ class QoS(kombu_redis.QoS):
     _delivered: Any  # a dictionary of messages by tag
     _flush: Any  # removes from it what was acknowledged
 
+    def can_consume(self) -> bool:
+        """Not for one message at a time, where they end in no time and many wait."""
+        return super().can_consume() and not self.channel.has_enough
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """Without kombu's second write, between which and the first a kill loses the message."""
         virtual.QoS.append(self, message, delivery_tag)
@@ -92,6 +101,8 @@ class QoS(kombu_redis.QoS):
         transport = self.channel.connection
         loop_turns = transport is not None and transport.looped and not _is_stopping()
         self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns, revoked=revoked)
+        if loop_turns:
+            self.channel.turn_soon()
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -168,6 +179,7 @@ class LeasedChannel(kombu_redis.Channel):
     _kept_client: Any = None
     # None of what was fetched was due: fetch full batches, whatever is free, to get past those.
     _only_not_due = False
+    _turn: Any = None  # a timer: see `turn_soon`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As kombu's, which prefixes what is sent, and would not what is fetched."""
@@ -449,6 +461,34 @@ class LeasedChannel(kombu_redis.Channel):
             del messages[id_]
         self.leases.hand_back(list(messages))
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether the next round can be for more messages: each slot has its next one here.
+
+        Only for a moment, so that what a long task leaves free is filled, and what has ended is
+        acknowledged, as soon as it ends.
+        """
+        if not self.lane or self._in_poll or self.fetch.waits:
+            return False
+        held = self.qos.prefetch_count - (self.qos.can_consume_max_estimate() or 0)
+        enough = held - len(state.active_requests) > self.concurrency
+        return enough and time.monotonic() - self.fetch.ended_at < _TOGETHER
+
+    @property
+    def acknowledges_soon(self) -> bool:
+        """Whether there will be a round in a moment that acknowledges what is done."""
+        asked = self.fetch.round if self.lane and self._in_poll else None
+        return self.has_enough if asked is None else not asked.waits
+
+    def turn_soon(self) -> None:
+        """Have the event loop turn in a moment, and so acknowledge: `has_enough` ends by itself."""
+        hub: Any = get_event_loop()
+        if self._turn is None and hub is not None and self.has_enough:
+            self._turn = hub.call_later(_TOGETHER, self._turned)
+
+    def _turned(self) -> None:
+        self._turn = None
+
     def check_round(self) -> None:
         """Give up a round whose reply does not come: no time-out of a socket sees that.
 
@@ -508,7 +548,9 @@ def _is_stopping() -> bool:
 def _payload(leased: Leased, queue: str) -> Any:
     """What the bytes say, or that they say nothing."""
     try:
-        payload = upgraded(loads(leased.message.decode()))
+        text = leased.message.decode()
+        # kombu's way has its hook called for each object, for what is seldom there.
+        payload = upgraded(loads(text) if "__type__" in text else json.loads(text))
         payload["properties"]["delivery_tag"] = leased.id
         # A retry goes where its message says that it was sent: an exchange of another Celery's, or
         # a queue that it was moved from, would be refused, and the retry with it.
@@ -539,6 +581,8 @@ class Poller(kombu_redis.MultiChannelPoller):
         for channel in self._channels:
             channel.check_round()
         super().on_poll_start()
+        if any(channel.acknowledges_soon for channel in self._channels):
+            return
         for leases in _leases.values():
             leases.send_acks()
 
