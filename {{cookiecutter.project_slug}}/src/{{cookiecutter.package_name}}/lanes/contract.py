@@ -94,7 +94,7 @@ WORKER: Names = {
     ("kombu.messaging:Producer", "routing"): {
         "_channel": "Read: whether it was closed, by an outage.",
     },
-    ("celery.apps.worker", "bind"): {
+    ("celery.apps.worker", "serving"): {
         "safe_say(msg, ...)": "Wrapped: what is said past the log has its lane in front.",
     },
     ("celery.worker.consumer.consumer:Consumer", "consumer:Consumer"): {
