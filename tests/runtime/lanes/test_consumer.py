@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.worker import state
+from kombu.asynchronous.timer import Timer
 
 from acme_tasks.lanes.consumer import (
     Request,
+    _TIMERS,
+    _drop_ended_limits,
     _hard_limit_alone,
     problem,
     set_aside,
@@ -337,6 +340,29 @@ def test_the_shortest_time_limit_wins(
 
 def test_a_pool_without_timers_is_left_alone() -> None:
     _hard_limit_alone(SimpleNamespace())
+    _drop_ended_limits(SimpleNamespace(), Timer())
+
+
+def test_the_limits_of_tasks_that_have_ended_take_no_memory_and_the_others_stay() -> None:
+    """Seen before: each was kept for as long as its task might have run."""
+    timer, running, ended = Timer(), [], 0
+    pool = SimpleNamespace(
+        on_timeout_set=lambda job, _soft, hard: job.append(timer.call_after(hard, list))
+    )
+    _drop_ended_limits(SimpleNamespace(_pool=pool), timer)
+    for number in range(20_000):
+        job: list[Any] = []
+        pool.on_timeout_set(job, None, 3600 - number % 100)
+        if number % 200:
+            job[0].cancel()
+            ended += 1
+        else:
+            running += job
+    assert (len(running), ended) == (100, 19_900)
+    assert len(timer) <= _TIMERS + 3 * len(running)
+    due = [each.entry for each in sorted(timer._queue) if not each.entry.cancelled]
+    assert set(map(id, due)) == set(map(id, running))
+    assert timer._queue[0] == min(timer._queue)
 
 
 def test_a_request_has_the_shortest_limits_of_call_task_and_worker(request_of: Any) -> None:

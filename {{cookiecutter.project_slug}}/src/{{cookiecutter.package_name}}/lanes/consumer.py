@@ -5,6 +5,7 @@ is no task becomes a dead letter with its bytes intact, and the worker goes on. 
 of 32 malformed messages end the worker, most of them again and again (5.7.0).
 """
 
+import heapq
 import logging
 import numbers
 import select
@@ -42,6 +43,7 @@ from .routing import SENT_AT
 
 _HEARING = 2.0  # seconds, at most, to hear from children that were just given a task
 _SAID = 60.0  # seconds until the same is logged again
+_TIMERS = 1000  # of time limits, half a KiB each, of which some are of tasks that have ended
 _REFUSED = 1.0  # seconds until a broker that answers, and refuses, is asked again
 
 logger = logging.getLogger(__name__)
@@ -176,9 +178,10 @@ class Consumer(celery.worker.consumer.Consumer):
         return guarded
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Called when the loop begins, after the pool has been; see `_hard_limit_alone`."""
+        """Called when the loop begins, after the pool has been; see the two."""
         super().register_with_event_loop(hub)
         _hard_limit_alone(self.pool)
+        _drop_ended_limits(self.pool, hub.timer)
 
     def _give_back(self, message: Any, error: Exception) -> None:
         """A fault of the worker itself: the message goes back, and is set aside in the end."""
@@ -321,6 +324,29 @@ def _hard_limit_alone(pool: Any) -> None:
 
     def begin_timers(job: Any, soft: float | None, hard: float | None) -> None:
         begin(job, None if soft and hard and soft >= hard else soft, hard)
+
+    children.on_timeout_set = begin_timers
+
+
+def _drop_ended_limits(pool: Any, timer: Any) -> None:
+    """Have the timers of tasks that have ended take no memory.
+
+    Celery cancels the timer of a task's limit as the task ends, and kombu forgets it when the limit
+    would have been: with an hour, a worker of 500 tasks a second holds a gigabyte of them.
+    """
+    children: Any = getattr(pool, "_pool", None)
+    begin = getattr(children, "on_timeout_set", None)
+    if begin is None:
+        return  # another pool
+    queue, most = timer._queue, _TIMERS  # noqa: SLF001 - see contract.py
+
+    def begin_timers(job: Any, soft: float | None, hard: float | None) -> None:
+        nonlocal most
+        begin(job, soft, hard)
+        if len(queue) > most:
+            queue[:] = [each for each in queue if not each.entry.cancelled]
+            heapq.heapify(queue)
+            most = _TIMERS + 2 * len(queue)  # so that a task's part in it stays small
 
     children.on_timeout_set = begin_timers
 

@@ -141,6 +141,9 @@ WORKER: Names = {
         "on_timeout_set": "Wrapped: a hard limit does not wait for a longer soft one.",
         "handle_result_event(*args)": "Called: reads a pipe that the loop does not.",
     },
+    ("kombu.asynchronous.timer:Timer", "consumer"): {
+        "_queue": "Changed: what is cancelled is taken out.",
+    },
     ("billiard.pool:ApplyResult", "consumer"): {
         "_write_to": "Read: whether a child was given the task.",
         "_accepted": "Read: whether it was heard to begin.",
