@@ -1,4 +1,7 @@
-"""Configure a Celery app for its lanes: every setting that is not Celery's default is here."""
+"""Configure a Celery app for its lanes: every setting that is not Celery's default is here.
+
+But for the format of a worker's log, which names its lane: see serving.py.
+"""
 
 import functools
 import logging

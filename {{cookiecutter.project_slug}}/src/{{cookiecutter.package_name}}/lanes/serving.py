@@ -1,6 +1,6 @@
 """Make a process of Celery's the worker of a lane: what it says, holds, keeps and answers to.
 
-Apart from `bind`, because a sender imports none of it: a worker's parts take a sixth of its start.
+Apart from `bind`, so that a sender does not import what only a worker uses.
 """
 
 import functools
