@@ -8,10 +8,10 @@ from typing import Any
 import kombu
 import pytest
 from acme_tasks.lanes import config
-from acme_tasks.lanes.bind import _lease_options
 from acme_tasks.lanes.redis import transport
 from acme_tasks.lanes.redis.connect import Server
 from acme_tasks.lanes.redis.store import EXCHANGE
+from acme_tasks.lanes.serving import _lease_options
 from acme_tasks.lanes.settings import parse
 
 LANE = config.load(Path(__file__).with_name("lanes.toml")).default

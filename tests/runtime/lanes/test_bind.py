@@ -3,15 +3,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import celery
+import celery.apps.worker
 import pytest
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.contrib.testing.worker import start_worker
 from harness import wait_until
 from kombu.transport import resolve_transport
+from kombu.utils.imports import symbol_by_name
 
-from acme_tasks.lanes import bind, timeouts
+from acme_tasks.lanes import bind, drain, serving, sharing, timeouts
 from acme_tasks.lanes.consumer import Consumer
 from acme_tasks.lanes.errors import RoutingError, UsageError
 from acme_tasks.lanes.redis import transport
@@ -40,7 +41,7 @@ def app(bound: Callable[[str], Celery]) -> Celery:
 
 def worker_options(app: Celery, queue: str) -> dict[str, Any]:
     """The lease options of a worker started with `-Q queue`."""
-    bind._configure_worker(
+    serving.configure(
         app,
         instance=SimpleNamespace(app=app, hostname="node-1@host"),
         conf=app.conf,
@@ -50,9 +51,11 @@ def worker_options(app: Celery, queue: str) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _no_drain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signals outlive a test, and this process is no worker."""
-    monkeypatch.setattr(bind.drain, "install", lambda _lane: None)
+def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals, and what is replaced in Celery, outlive a test, and this process is no worker."""
+    monkeypatch.setattr(drain, "install", lambda _lane: None)
+    monkeypatch.setattr(sharing, "install", lambda: None)
+    monkeypatch.setattr(celery.apps.worker, "safe_say", celery.apps.worker.safe_say)
 
 
 def test_the_queues_are_those_of_the_lanes(app: Celery) -> None:
@@ -67,7 +70,7 @@ def test_a_killed_workers_tasks_are_delivered_again(app: Celery) -> None:
 
 
 def test_messages_pass_the_firewall(app: Celery) -> None:
-    assert app.conf.worker_consumer is Consumer
+    assert symbol_by_name(app.conf.worker_consumer) is Consumer
 
 
 class Owners(celery.Task[..., Any]):
@@ -227,7 +230,7 @@ def test_a_worker_leases_as_its_lane_says_and_in_its_own_name(app: Celery) -> No
 
 def test_a_worker_drains_as_its_lane_says(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     drains: list[str] = []
-    monkeypatch.setattr(bind.drain, "install", lambda lane: drains.append(lane.drain))
+    monkeypatch.setattr(drain, "install", lambda lane: drains.append(lane.drain))
     for queue in ("slow_tasks", "quick_tasks"):
         worker_options(app, queue)
     assert drains == ["requeue", "finish"]
@@ -241,7 +244,7 @@ def test_each_line_of_a_workers_log_begins_with_its_lane(app: Celery) -> None:
 
 def test_another_apps_worker_is_left_alone(app: Celery) -> None:
     conf = SimpleNamespace()
-    bind._configure_worker(
+    bind._serve(
         app,
         instance=SimpleNamespace(app=object()),
         conf=conf,
@@ -261,7 +264,7 @@ def test_another_apps_worker_is_left_alone(app: Celery) -> None:
 )
 def test_a_worker_serves_one_lane(app: Celery, queues: list[str] | None, asked: str) -> None:
     with pytest.raises(UsageError) as caught:
-        bind.lane_of_worker(app.lanes, queues)
+        serving.lane_of_worker(app.lanes, queues)
     assert str(caught.value) == (
         f"a worker serves one lane, and this one was started with {asked}: say, for example, "
         "-Q quick_tasks for the lane quick"
@@ -270,7 +273,7 @@ def test_a_worker_serves_one_lane(app: Celery, queues: list[str] | None, asked: 
 
 def test_a_worker_of_an_unknown_queue_is_refused(app: Celery) -> None:
     with pytest.raises(RoutingError) as caught:
-        bind.lane_of_worker(app.lanes, ["celery"])
+        serving.lane_of_worker(app.lanes, ["celery"])
     assert str(caught.value) == (
         'no lane consumes the queue "celery" (queues: slow_tasks by slow, quick_tasks by quick, '
         "endless_tasks by endless)"

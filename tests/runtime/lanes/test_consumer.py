@@ -7,16 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from acme_tasks.lanes.consumer import (
-    Request,
-    problem,
-    set_aside,
-    shortest,
-)
-from acme_tasks.lanes.pool import hard_limit_alone
-from acme_tasks.lanes.redis.clock import Clock
 from celery import Celery
 from celery.worker import state
+from kombu.asynchronous.timer import Timer
+
+from acme_tasks.lanes.consumer import Request, problem, set_aside, shortest
+from acme_tasks.lanes.pool import TIMERS, dropping_ended, hard_limit_alone
+from acme_tasks.lanes.redis.clock import Clock
 
 HEADERS: dict[str, Any] = {"task": "echo", "id": "1"}
 BODY: Any = [["x"], {}, {"callbacks": None}]
@@ -328,6 +325,27 @@ def test_the_shortest_time_limit_wins(
     hard, soft = merged
     hard_limit_alone(lambda _, soft, hard: timers.append((soft, hard)))(None, soft, hard)
     assert timers == [started]
+
+
+def test_the_limits_of_tasks_that_have_ended_take_no_memory_and_the_others_stay() -> None:
+    """Seen before: each was kept for as long as its task might have run."""
+    timer, running, ended = Timer(), [], 0
+    begin = dropping_ended(
+        lambda job, _soft, hard: job.append(timer.call_after(hard, list)), timer
+    )
+    for number in range(20_000):
+        job: list[Any] = []
+        begin(job, None, 3600 - number % 100)
+        if number % 200:
+            job[0].cancel()
+            ended += 1
+        else:
+            running += job
+    assert (len(running), ended) == (100, 19_900)
+    assert len(timer) <= TIMERS + 3 * len(running)
+    due = [each.entry for each in sorted(timer._queue) if not each.entry.cancelled]
+    assert set(map(id, due)) == set(map(id, running))
+    assert timer._queue[0] == min(timer._queue)
 
 
 def test_a_request_has_the_shortest_limits_of_call_task_and_worker(request_of: Any) -> None:

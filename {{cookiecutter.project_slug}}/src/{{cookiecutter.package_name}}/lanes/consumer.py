@@ -99,8 +99,9 @@ def _is_time(value: object) -> bool:
 
 
 def _time_of(text: Any) -> Any:
-    """As Celery reads a time, ten times as fast, of a text that has passed `_is_time`."""
-    return datetime.fromisoformat(text) if isinstance(text, str) else maybe_iso8601(text)
+    """As Celery reads a time; in the form that its senders write, ten times as fast."""
+    is_usual = isinstance(text, str) and text.endswith("+00:00")
+    return datetime.fromisoformat(text) if is_usual else maybe_iso8601(text)
 
 
 def _is_limits(value: object) -> bool:

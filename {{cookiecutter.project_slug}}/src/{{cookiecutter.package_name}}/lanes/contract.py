@@ -94,7 +94,7 @@ WORKER: Names = {
     ("kombu.messaging:Producer", "routing"): {
         "_channel": "Read: whether it was closed, by an outage.",
     },
-    ("celery.apps.worker", "bind"): {
+    ("celery.apps.worker", "serving"): {
         "safe_say(msg, ...)": "Wrapped: what is said past the log has its lane in front.",
     },
     ("celery.worker.consumer.consumer:Consumer", "consumer:Consumer"): {
@@ -161,6 +161,9 @@ WORKER: Names = {
     ("kombu.asynchronous.hub:Hub", "pool"): {
         "readers": "Read: who reads a pipe.",
         "consolidate_callback": "Called: Celery's way to write tasks to pipes that have room.",
+    },
+    ("kombu.asynchronous.timer:Timer", "pool"): {
+        "_queue": "Changed: what is cancelled is taken out.",
     },
     ("billiard.pool:ApplyResult", "pool"): {
         "_write_to": "Read: whether a child was given the task.",

@@ -181,7 +181,7 @@ KEYS = (
         "max_memory_per_child",
         optional(parse_size),
         False,
-        'memory, then a fresh child process, such as `"512M"`',
+        'memory, with what it shares with its worker, then a fresh child process, such as `"512M"`',
     ),
     # slow: nobody waits, and it must not take the processor from those for whom somebody does.
     Key(

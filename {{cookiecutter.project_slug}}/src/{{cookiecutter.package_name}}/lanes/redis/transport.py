@@ -101,8 +101,6 @@ class QoS(kombu_redis.QoS):
         transport = self.channel.connection
         loop_turns = transport is not None and transport.looped and not _is_stopping()
         self.channel.leases.acknowledge(delivery_tag, at_once=not loop_turns, revoked=revoked)
-        if loop_turns:
-            self.channel.turn_soon()
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
@@ -179,7 +177,6 @@ class LeasedChannel(kombu_redis.Channel):
     _kept_client: Any = None
     # None of what was fetched was due: fetch full batches, whatever is free, to get past those.
     _only_not_due = False
-    _turn: Any = None  # a timer: see `turn_soon`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As kombu's, which prefixes what is sent, and would not what is fetched."""
@@ -419,6 +416,8 @@ class LeasedChannel(kombu_redis.Channel):
             kept = tuple(each for each in fetched.messages if each.id in ours)
             fetched = replace(fetched, messages=kept)
         self.leases.hold([each.id for each in fetched.messages])
+        if not self.fetch.waits and (hub := get_event_loop()) is not None:
+            hub.call_later(_TOGETHER, _turn)  # or it might turn late: see `has_enough`
         return fetched
 
     def _mark_revoked(self, messages: dict[str, Any], number: bytes) -> None:
@@ -468,7 +467,7 @@ class LeasedChannel(kombu_redis.Channel):
         Only for a moment, so that what a long task leaves free is filled, and what has ended is
         acknowledged, as soon as it ends.
         """
-        if not self.lane or self._in_poll or self.fetch.waits:
+        if not self.lane or self._in_poll or self.fetch.waits or not self.connection.looped:
             return False
         held = self.qos.prefetch_count - (self.qos.can_consume_max_estimate() or 0)
         enough = held - len(state.active_requests) > self.concurrency
@@ -479,15 +478,6 @@ class LeasedChannel(kombu_redis.Channel):
         """Whether there will be a round in a moment that acknowledges what is done."""
         asked = self.fetch.round if self.lane and self._in_poll else None
         return self.has_enough if asked is None else not asked.waits
-
-    def turn_soon(self) -> None:
-        """Have the event loop turn in a moment, and so acknowledge: `has_enough` ends by itself."""
-        hub: Any = get_event_loop()
-        if self._turn is None and hub is not None and self.has_enough:
-            self._turn = hub.call_later(_TOGETHER, self._turned)
-
-    def _turned(self) -> None:
-        self._turn = None
 
     def check_round(self) -> None:
         """Give up a round whose reply does not come: no time-out of a socket sees that.
@@ -539,6 +529,10 @@ class _Closed:
 
     def __bool__(self) -> bool:
         return False
+
+
+def _turn() -> None:
+    """Nothing: it is the event loop's turn that counts, since each begins with `on_poll_start`."""
 
 
 def _is_stopping() -> bool:
