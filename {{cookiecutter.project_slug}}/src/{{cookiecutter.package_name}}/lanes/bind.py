@@ -17,6 +17,7 @@ from kombu.utils.imports import symbol_by_name
 from . import (
     config,
     descriptors,
+    direct,
     discovery,
     drain,
     excerpt,
@@ -85,8 +86,7 @@ def _bind(celery_app: Celery) -> App:
     app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
     app.task = _checking_at_the_line(app.task, lanes)
-    app.own_send_task = _returning_the_first(app.send_task, app)
-    app.send_task = app.own_send_task  # type: ignore[method-assign]
+    app.send_task = _returning_the_first(direct.shortened(app), app)  # type: ignore[method-assign]
     connect(app, environment)
     app.conf.update(
         task_ignore_result=environment.results is None,
