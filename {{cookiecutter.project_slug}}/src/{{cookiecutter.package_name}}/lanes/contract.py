@@ -92,7 +92,7 @@ WORKER: Names = {
         "_get_exec_options()": "Called: the options that a task gives to each send.",
     },
     ("celery.result:AsyncResult", "direct"): {"ignored": "Set: as Celery's send does."},
-    ("kombu.messaging:Producer", "direct"): {"publish(body, ...)": "Read: whether somebody replaced it."},
+    ("kombu.messaging:Producer", "direct"): {"publish(body, ...)": "Read: whether it is kombu's."},
     ("redis.client:Redis", "direct"): {"execute_command(*args, **options)": "Likewise."},
     ("kombu.messaging:Producer", "routing"): {
         "_channel": "Read: whether it was closed, by an outage.",

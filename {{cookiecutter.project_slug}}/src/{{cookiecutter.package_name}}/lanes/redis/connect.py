@@ -45,10 +45,6 @@ class Server:
             self.sentinels = Sentinels(endpoint.hosts, endpoint.master, login)
         self.clock = Clock(self._time)
 
-    def __del__(self) -> None:
-        for each in self._kept:
-            each.disconnect()
-
     def __repr__(self) -> str:
         return f"<{self.endpoint.shown}>"
 
