@@ -14,6 +14,7 @@ import pytest
 from celery import Celery, signature
 from celery._state import _task_stack
 from celery.app.task import Context
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import after_task_publish, before_task_publish
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -489,6 +490,26 @@ def test_eager_mode_sends_nothing(app: Any, tasks: dict[str, Any]) -> None:
     assert app.server.client.dbsize() == 0
     with pytest.warns(match="no effect on send_task"):
         app.send_task(tasks["plain"].name)
+
+
+def test_a_map_goes_to_the_lane_of_what_it_maps(
+    app: Any, broker: Any, tasks: dict[str, Any]
+) -> None:
+    for name in ("plain", "slow"):
+        app.tasks["celery.map"].delay(task=tasks[name].s(), it=[1])
+    assert [broker.redis.llen(f"{each}_tasks") for each in ("quick", "slow")] == [1, 1]
+
+
+def test_a_soft_time_limit_within_a_send_is_raised(
+    tasks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(arguments: Any) -> str:
+        raise SoftTimeLimitExceeded
+
+    tasks["plain"].delay()
+    monkeypatch.setattr("acme_tasks.lanes.envelope.shown", late)
+    with pytest.raises(SoftTimeLimitExceeded):
+        tasks["plain"].delay()
 
 
 def test_what_cannot_be_sent_is_said_as_celery_does(app: Any, tasks: dict[str, Any]) -> None:

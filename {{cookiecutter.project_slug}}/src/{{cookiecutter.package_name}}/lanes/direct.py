@@ -22,7 +22,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from .envelope import OPTIONS, Call, Writer
-from .errors import RoutingError
 from .routing import giving_up_in_time
 
 
@@ -60,13 +59,8 @@ def shortened(app: Any) -> Callable[..., Any]:
             return celerys(**options)
         id_ = given.get("task_id") or uuid()
         try_again = giving_up_in_time()
-        try:
-            call = Call(name, args, kwargs, id_, given, parent and parent.request)
-            command = writer.command(call)
-        except RoutingError:
-            raise
-        except Exception:  # noqa: BLE001 - Celery's way says what is wrong with the call
-            return celerys(**options)
+        call = Call(name, args, kwargs, id_, given, parent and parent.request)
+        command = writer.command(call)
         try:
             app.server.call(*command)
         except (RedisError, OSError) as error:
@@ -94,7 +88,7 @@ def _nobody_listens(app: Any) -> bool:
         and type(app).send_task is _SEND_TASK
         and Producer.publish is _PUBLISH
         and Redis.execute_command is _EXECUTE
-        and amqp.send_task_message is amqp.own_sender
+        and amqp.send_task_message is getattr(amqp, "own_sender", None)
         and amqp.sends_plainly
         and not app.conf.task_send_sent_event
     )

@@ -20,7 +20,7 @@ from .config import Lane
 from .keyed import key_of
 from .protocol import shown
 from .redis.store import KEY, Keys, Store, instant
-from .routing import LANE_EXPIRES, SENT_AT, mark, stamp
+from .routing import LANE_EXPIRES, MAPS, SENT_AT, mark, stamp
 
 #: Options that say where to.
 _PLACE = ("lane", "queue", "key")
@@ -86,16 +86,19 @@ class Writer:
 
         Raises:
             RoutingError: as Celery's way of a send does.
-            Exception: of any kind, when it cannot be written.
+            EncodeError: likewise.
+            TypeError: likewise.
         """
         args, kwargs = call.args or (), call.kwargs or {}
-        is_plain = call.options.keys() <= _PLAIN
+        is_plain = call.options.keys() <= _PLAIN and call.name not in MAPS
         if is_plain and isinstance(args, list | tuple) and isinstance(kwargs, Mapping):
             task = call.options.get("task_type")
             key = key_of(call.name, call.options, args, kwargs, task)
             envelope = self._envelope(call, is_keyed=key is not None)
-            text = self._filled(envelope, call, args, kwargs, key)
-            return self._store(envelope.lane).sending(text, is_keyed=key is not None)
+            content, body = _encoded((args, kwargs, envelope.embedded))
+            if content == envelope.content:  # else "json" is another serializer's name by now
+                text = self._filled(envelope, call, body, key)
+                return self._store(envelope.lane).sending(text, is_keyed=key is not None)
         lane, message = self._message(call)
         content, message["body"] = _encoded(message["body"])
         message["content-type"], message["content-encoding"] = content
@@ -112,8 +115,9 @@ class Writer:
         options = call.options
         own_lane = getattr(options.get("task_type"), "lane", None)
         which = (call.name, own_lane, options.get("lane"), options.get("queue"), is_keyed)
-        if which in self._envelopes:
-            return self._envelopes[which]
+        known = self._envelopes.get(which)
+        if known is not None:
+            return known
         lane, message = self._message(call)
         _, _, embedded = message["body"]
         content, _ = _encoded(message["body"])
@@ -129,20 +133,15 @@ class Writer:
         self._envelopes[which] = made
         return made
 
-    def _filled(
-        self, envelope: _Envelope, call: Call, args: Any, kwargs: Any, key: str | None
-    ) -> str:
-        content, body = _encoded((args, kwargs, envelope.embedded))
-        if content != envelope.content:
-            raise ValueError("another serializer is called json now")
+    def _filled(self, envelope: _Envelope, call: Call, body: str, key: str | None) -> str:
         parent = call.parent
         values = {
             "id": call.id,
             "correlation_id": call.id,
             "root_id": (parent and (parent.root_id or parent.id)) or call.id,
             "parent_id": parent and parent.id,
-            "argsrepr": shown(args),
-            "kwargsrepr": shown(kwargs),
+            "argsrepr": shown(call.args or ()),
+            "kwargsrepr": shown(call.kwargs or {}),
             "origin": anon_nodename(),
             "ignore_result": call.options.get("ignore_result"),
             "reply_to": self._app.thread_oid,

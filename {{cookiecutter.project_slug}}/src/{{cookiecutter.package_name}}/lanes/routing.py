@@ -39,7 +39,7 @@ FIRST = "lane_first"
 #: the names of the headers.
 _OWN = frozenset(("key", *once.OPTIONS, KEY, ONCE, FIRST))
 #: Celery's own tasks behind `map`, `starmap` and `chunks`.
-_MAPS = ("celery.map", "celery.starmap")
+MAPS = ("celery.map", "celery.starmap")
 
 
 class Router(celery.app.routes.Router):
@@ -64,7 +64,7 @@ class Router(celery.app.routes.Router):
                 the lanes; or when a key, or what is said of sending once, cannot be used.
         """
         keyed_by = task_type
-        if getattr(task_type, "name", None) in _MAPS and isinstance(kwargs, dict):
+        if getattr(task_type, "name", None) in MAPS and isinstance(kwargs, dict):
             name = kwargs["task"]["task"]  # the task that it runs; Celery's groups forget to say
             task_type = self.app.tasks.get(name)
             keyed_by = None  # its arguments are those of many
