@@ -15,7 +15,7 @@ from celery import Celery, signature
 from celery._state import _task_stack
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import after_task_publish, before_task_publish
+from celery.signals import after_task_publish, before_task_publish, task_sent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu import serialization
@@ -233,6 +233,7 @@ def test_both_ways_make_the_same_bytes(
         ("plain", {"expires": 60}, "LPUSH"),
         ("plain", {"headers": {"own": 1}, "link": signature("after")}, "LPUSH"),
         ("plain", {"priority": 3}, None),
+        ("plain", {"serializer": "pickle"}, None),
         ("plain", {"unique": True}, None),
         ("plain", {"expires": -1}, None),
         ("plain", {"expires": datetime(2040, 1, 1, tzinfo=UTC)}, None),
@@ -302,10 +303,10 @@ def test_receivers_of_signals_and_events_have_celerys_way(
 ) -> None:
     heard: list[str] = []
 
-    def note(sender: str, headers: dict[str, Any], **_: Any) -> None:
-        heard.append(headers["id"])
+    def note(sender: str, headers: Any = None, task_id: str = "", **_: Any) -> None:
+        heard.append(task_id or headers["id"])
 
-    for signal in (before_task_publish, after_task_publish):
+    for signal in (before_task_publish, after_task_publish, task_sent):
         signal.connect(note)
         try:
             result = tasks["plain"].delay()

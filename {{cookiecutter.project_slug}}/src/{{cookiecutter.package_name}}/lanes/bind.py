@@ -86,7 +86,7 @@ def _bind(celery_app: Celery) -> App:
     app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
     app.task = _checking_at_the_line(app.task, lanes)
-    app.send_task = _returning_the_first(direct.shortened(app), app)  # type: ignore[method-assign]
+    app.send_task = direct.shortened(app, _returning_the_first(app))  # type: ignore[method-assign]
     connect(app, environment)
     app.conf.update(
         task_ignore_result=environment.results is None,
@@ -342,16 +342,19 @@ def _checking_at_the_line(define: Any, lanes: Lanes) -> Any:
     return task
 
 
-def _returning_the_first(send: Any, app: Any) -> Any:
+def _returning_the_first(app: Any) -> Any:
     """`app.send_task`, and so `apply_async`, which returns the result of what was sent before.
 
     Where `unique` says that a task is sent once, and one is under way, its result is returned, and
     nothing is sent: of Celery's signals, `before_task_publish` came then, and no
     `after_task_publish` does.
     """
+    own = vars(app).get("send_task")
 
-    @functools.wraps(send)
+    @functools.wraps(app.send_task)
     def send_task(name: str, *args: Any, **options: Any) -> Any:
+        # Looked up here: a tracer may have replaced it since.
+        send = own or functools.partial(type(app).send_task, app)
         if options.get("unique") in (None, False):
             return send(name, *args, **options)
         if options.get("replace") and options.get("task_id"):

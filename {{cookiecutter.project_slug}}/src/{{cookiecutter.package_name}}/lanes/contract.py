@@ -85,7 +85,7 @@ WORKER: Names = {
         "run(...)": "Read: which of its arguments is the key.",
     },
     ("celery.app.base:Celery", "direct"): {
-        "send_task(name, args, kwargs, ..., task_id)": "Called: where the short way is not gone.",
+        "send_task(name, args, kwargs, ..., task_id)": "Read: whether somebody replaced it.",
         "_tasks": "Read: the task of a name, without finalizing the app.",
     },
     ("celery.app.task:Task", "direct"): {

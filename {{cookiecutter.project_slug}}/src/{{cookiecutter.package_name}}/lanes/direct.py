@@ -41,22 +41,20 @@ _EXECUTE = _unless_replaced(Redis, "execute_command")
 _DO_NOTHING = ("celery.backends.base", f"{__package__}.results")
 
 
-def shortened(app: Any) -> Callable[..., Any]:
-    """`app.send_task` with a short way; as it is, where an app has one of its own."""
+def shortened(app: Any, celerys: Callable[..., Any]) -> Callable[..., Any]:
+    """`app.send_task` with a short way before `celerys`; alone that, where an app has its own."""
     if "send_task" in vars(app):
-        return app.send_task  # type: ignore[no-any-return]
+        return celerys
     writer = Writer(app)
 
-    @functools.wraps(type(app).send_task)
+    @functools.wraps(celerys)
     def send_task(
         name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
     ) -> Any:
-        # Looked up here, where a tracer may have replaced it since.
-        celerys = functools.partial(type(app).send_task, app, name, args, kwargs, *more)
         given = None if more or not _nobody_listens(app) else _plain(app, name, options)
         parent = app.current_worker_task
         if given is None or (parent and app.conf.task_inherit_parent_priority):
-            return celerys(**options)
+            return celerys(name, args, kwargs, *more, **options)
         id_ = given.get("task_id") or uuid()
         try_again = giving_up_in_time()
         call = Call(name, args, kwargs, id_, given, parent and parent.request)
@@ -70,7 +68,7 @@ def shortened(app: Any) -> Callable[..., Any]:
                 raise OperationalError(app.server.explain(error)) from None
             # By the same id, since it may have been sent; and with what is left of the time.
             rest = {"task_id": id_, "retry_policy": {"errback": try_again}}
-            return celerys(**options | rest)
+            return celerys(name, args, kwargs, **options | rest)
         result = (given.get("result_cls") or app.AsyncResult)(id_)
         result.ignored = given.get("ignore_result")
         if parent and given.get("add_to_parent", True):
