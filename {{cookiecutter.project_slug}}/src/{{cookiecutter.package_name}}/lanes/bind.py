@@ -14,7 +14,7 @@ from kombu import Connection, Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
-from . import config, discovery, keyed, logs, settings, timeouts
+from . import config, direct, discovery, keyed, logs, settings, timeouts
 from .config import Lanes
 from .errors import LanesError, RoutingError
 from .redis.connect import Server
@@ -65,8 +65,7 @@ def _bind(celery_app: Celery) -> App:
     app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
     app.task = _checking_at_the_line(app.task, lanes)
-    app.own_send_task = _returning_the_first(app.send_task, app)
-    app.send_task = app.own_send_task  # type: ignore[method-assign]
+    app.send_task = direct.shortened(app, _returning_the_first(app))  # type: ignore[method-assign]
     connect(app, environment)
     app.conf.update(
         task_ignore_result=environment.results is None,
@@ -187,16 +186,19 @@ def _checking_at_the_line(define: Any, lanes: Lanes) -> Any:
     return task
 
 
-def _returning_the_first(send: Any, app: Any) -> Any:
+def _returning_the_first(app: Any) -> Any:
     """`app.send_task`, and so `apply_async`, which returns the result of what was sent before.
 
     Where `unique` says that a task is sent once, and one is under way, its result is returned, and
     nothing is sent: of Celery's signals, `before_task_publish` came then, and no
     `after_task_publish` does.
     """
+    own = vars(app).get("send_task")
 
-    @functools.wraps(send)
+    @functools.wraps(app.send_task)
     def send_task(name: str, *args: Any, **options: Any) -> Any:
+        # Looked up here: a tracer may have replaced it since.
+        send = own or functools.partial(type(app).send_task, app)
         if options.get("unique") in (None, False):
             return send(name, *args, **options)
         if options.get("replace") and options.get("task_id"):

@@ -1,197 +1,117 @@
-"""The short way to send one task: the envelope is made once, and only what differs is filled in.
+"""The short way to send one message: its text is made here, and sent on a kept connection.
 
-Celery's way of a send, by its `send_task`, kombu's producer and redis-py's `execute_command`, takes
-four times as long, most of it to decide anew what is the same for each message of a task. Whatever
-is not plain, an option, a receiver of a signal, a batch, goes that way; so does a send that fails
-here, since that way tries again. The two make the same message, but for its ids and times: a test
-compares them over options that hypothesis makes.
+`app.send_task` goes it, and so `delay`, `apply_async`, the steps of a chain and a retry, with any
+of the options in `envelope.OPTIONS`. Celery's own way, through kombu's producer and redis-py's
+client, takes three times as long. It is still gone where somebody listens (a receiver of
+`before_task_publish`, a monitor, a tracer), for other options, such as `unique`, `priority` or a
+`producer`, and after a failure here, since it tries again. The two send the same bytes, but for
+ids and times.
 """
 
-import json
-import os
-import re
-from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
-import celery
-from celery.backends.base import DisabledBackend
+from celery import Celery
 from celery.signals import after_task_publish, before_task_publish, task_sent
 from celery.utils import uuid
-from celery.utils.nodenames import anon_nodename
 from kombu.exceptions import OperationalError
-from kombu.utils.json import dumps
-from redis import exceptions
+from kombu.messaging import Producer
+from redis import Redis
+from redis.exceptions import RedisError
 
-from .config import Lane
-from .protocol import shown
-from .results import Backend
-from .routing import LANE_EXPIRES, SENT_AT, stamp
-
-_SIGNALS = (before_task_publish, after_task_publish, task_sent)
-#: What differs from message to message, and where it stands in one.
-_PLACES = {"body": None} | dict.fromkeys(
-    (
-        *("id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin"),
-        *(SENT_AT, "expires", LANE_EXPIRES),
-    ),
-    "headers",
-)
-_PLACES |= dict.fromkeys(("correlation_id", "reply_to", "delivery_tag"), "properties")
-_MARK = "\x00{}\x00"  # JSON writes the zero as \u0000, which no other text here has
+from .envelope import OPTIONS, Call, Writer
+from .routing import giving_up_in_time
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """The message of one task in one lane, without what differs."""
-
-    lane: Lane
-    pieces: tuple[str, ...]  # of text, and between two of them
-    parts: tuple[str, ...]  # what is to be put there, by name
-    embedded: Mapping[str, Any]  # the third part of a body
-    ignores_result: bool
+def _unless_replaced(owner: type, name: str) -> object:
+    """A method as its class was written; nothing else is, where a tracer has wrapped it already."""
+    found = vars(owner)[name]
+    is_own = type(found) is FunctionType and found.__globals__["__name__"] == owner.__module__
+    return found if is_own else object()
 
 
-def send(task: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, id_: str) -> Any:
-    """Send a task as a call without any option does.
-
-    Args:
-        task: the task, whose call it is.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        id_: the task's, in Celery's way, too, should that have to be gone: it may have been sent.
-
-    Returns:
-        The result to ask for; None when that way is to be gone.
-
-    Raises:
-        OperationalError: when the broker is silent: nobody waits for it twice.
-        TypeError: when the arguments are not the function's.
-    """
-    app, args, kwargs = task.app, args or (), kwargs or {}
-    envelope = _envelope_now(app, task)
-    if envelope is None or not (isinstance(args, list | tuple) and isinstance(kwargs, Mapping)):
-        return None
-    if task.typing:
-        task.__header__(*args, **kwargs)
-    parent = app.current_worker_task
-    values = _values(app, envelope, id_, parent and parent.request)
-    try:
-        body = dumps((args, kwargs, envelope.embedded)).encode()
-    except Exception:  # noqa: BLE001 - Celery's way says what is wrong with them
-        return None
-    values["body"] = f'"{b64encode(body).decode()}"'
-    values["argsrepr"], values["kwargsrepr"] = map(json.dumps, (shown(args), shown(kwargs)))
-    text = [envelope.pieces[0]]
-    for part, piece in zip(envelope.parts, envelope.pieces[1:], strict=True):
-        text += (values[part], piece)
-    if not _push(app.server, envelope.lane.queue, "".join(text)):
-        return None
-    result = task.AsyncResult(id_)
-    result.ignored = envelope.ignores_result
-    if parent:
-        parent.add_trail(result)
-    return result
+#: What the short way leaves out. Whoever has put something else there, such as a tracer, is to be
+#: called: then it is not gone.
+_SEND_TASK = _unless_replaced(Celery, "send_task")
+_PUBLISH = _unless_replaced(Producer, "publish")
+_EXECUTE = _unless_replaced(Redis, "execute_command")
+#: Whose `on_task_call`, which Celery calls for a send, is empty.
+_DO_NOTHING = ("celery.backends.base", f"{__package__}.results")
 
 
-def _envelope_now(app: Any, task: Any) -> Envelope | None:
-    """Of a task's messages, unless Celery, or anybody who listens to it, has more to do."""
-    if any(signal.receivers for signal in _SIGNALS) or app.send_task is not app.own_send_task:
-        return None
-    if app.conf.task_always_eager or app.conf.task_send_sent_event:
-        return None
-    if task.envelope is False:
-        task.envelope = _envelope(app, task)
-    envelope: Envelope | None = task.envelope
-    is_right = envelope is not None and envelope.ignores_result is task.ignore_result
-    return envelope if is_right else None
+def shortened(app: Any, celerys: Callable[..., Any]) -> Callable[..., Any]:
+    """`app.send_task` with a short way before `celerys`; alone that, where an app has its own."""
+    if "send_task" in vars(app):
+        return celerys
+    writer = Writer(app)
 
-
-def _values(app: Any, envelope: Envelope, id_: str, request: Any) -> dict[str, str]:
-    """What differs, as JSON; without the arguments."""
-    headers: dict[str, Any] = {}
-    stamp(headers, envelope.lane, app.server.clock.now())
-    own = {
-        "id": id_,
-        "correlation_id": id_,
-        "root_id": (request and (request.root_id or request.id)) or id_,
-        "parent_id": request.id if request else None,
-        "origin": _origin(),
-        "reply_to": app.thread_oid,
-        "delivery_tag": uuid(),
-    }
-    return {name: json.dumps(value) for name, value in (headers | own).items()}
-
-
-_origins: dict[int, str] = {}
-
-
-def _origin() -> str:
-    """This process, as Celery calls a sender."""
-    process = os.getpid()
-    if process not in _origins:
-        _origins[process] = anon_nodename()
-    return _origins[process]
-
-
-def _push(server: Any, queue: str, message: str) -> bool:
-    """One command, without redis-py's ways to try it again; whether it was done."""
-    pool = server.client.connection_pool
-    try:
-        connection = pool.get_connection()
+    @functools.wraps(celerys)
+    def send_task(
+        name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        given = None if more or not _nobody_listens(app) else _plain(app, name, options)
+        parent = app.current_worker_task
+        if given is None or (parent and app.conf.task_inherit_parent_priority):
+            return celerys(name, args, kwargs, *more, **options)
+        id_ = given.get("task_id") or uuid()
+        try_again = giving_up_in_time()
+        call = Call(name, args, kwargs, id_, given, parent and parent.request)
+        command = writer.command(call)
         try:
-            connection.send_command("LPUSH", queue, message)
-            connection.read_response()
-        except BaseException:
-            connection.disconnect()  # a reply that was not read may still come
-            raise
-        finally:
-            pool.release(connection)
-    except exceptions.TimeoutError as error:
-        raise OperationalError(server.explain(error)) from None
-    except (exceptions.RedisError, OSError):
-        return False
-    return True
+            app.server.call(*command)
+        except (RedisError, OSError) as error:
+            try:
+                try_again(error, 0.0)
+            except type(error):  # it has taken all the time that a send may take
+                raise OperationalError(app.server.explain(error)) from None
+            # By the same id, since it may have been sent; and with what is left of the time.
+            rest = {"task_id": id_, "retry_policy": {"errback": try_again}}
+            return celerys(name, args, kwargs, **options | rest)
+        result = (given.get("result_cls") or app.AsyncResult)(id_)
+        result.ignored = given.get("ignore_result")
+        if parent and given.get("add_to_parent", True):
+            parent.add_trail(result)
+        return result
+
+    return send_task
 
 
-def _envelope(app: Any, task: Any) -> Envelope | None:
-    """What messages of a task have in common; None: each is to be made by Celery."""
-    conf = app.conf
-    options = {name: value for name, value in task._get_exec_options().items() if value is not None}  # noqa: SLF001
-    is_plain = (
-        type(task).shadow_name is celery.Task.shadow_name
-        and task._dump_pydantic_arguments is None  # noqa: SLF001
-        and task.find_key is None
-        and options.keys() <= {"queue", "serializer"}
-        and options.get("serializer", conf.task_serializer) == "json"
-        and not conf.task_compression
-        and not conf.task_inherit_parent_priority
-        and isinstance(app.backend, Backend | DisabledBackend)
+def _nobody_listens(app: Any) -> bool:
+    """To what Celery's way does, and the short one does not."""
+    amqp = app.amqp
+    return (
+        not (before_task_publish.receivers or after_task_publish.receivers or task_sent.receivers)
+        and type(app).send_task is _SEND_TASK
+        and Producer.publish is _PUBLISH
+        and Redis.execute_command is _EXECUTE
+        and amqp.send_task_message is getattr(amqp, "own_sender", None)
+        and amqp.sends_plainly
+        and not app.conf.task_send_sent_event
     )
-    if not is_plain:
-        return None
-    queue = app.amqp.router.route(options, task.name, task_type=task)["queue"].name
-    made = app.amqp.create_task_message("", task.name, ignore_result=task.ignore_result)
-    lane = app.lanes.for_queue(queue)
-    stamp(made.headers, lane, 0.0)
-    message = {
-        "body": None,
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": made.headers,
-        "properties": made.properties
-        | {
-            "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": queue},
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": None,
-        },
-    }
-    for part, place in _PLACES.items():
-        within = message if place is None else message[place]
-        if part in within:
-            within[part] = _MARK.format(part)
-    pieces = re.split(r'"\\u0000(\w+)\\u0000"', dumps(message))
-    return Envelope(lane, tuple(pieces[::2]), tuple(pieces[1::2]), made.body[2], task.ignore_result)
+
+
+def _plain(app: Any, name: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The options that are given, with a task's own as Celery has them; None: more than we know."""
+    if options.get("task_type") is None:
+        if app.conf.task_always_eager:
+            return None  # of which Celery warns
+        task = app._tasks.get(name)  # noqa: SLF001
+        if task is not None:
+            own = task._get_exec_options().items()  # noqa: SLF001
+            options = {each: value for each, value in own if value is not None} | options
+            options["task_type"] = task
+    given = {each: value for each, value in options.items() if value is not None}
+    expires = given.get("expires", 0)
+    if "queue" in given:
+        given["queue"] = getattr(given["queue"], "name", given["queue"])  # a kombu.Queue, or so
+    is_plain = (
+        given.keys() <= OPTIONS
+        and given.get("serializer", "json") == "json"
+        and isinstance(given.get("headers", {}), Mapping)
+        and isinstance(expires, int | float)
+        and expires >= 0
+        and type(app.backend).on_task_call.__module__ in _DO_NOTHING
+    )
+    return given if is_plain else None

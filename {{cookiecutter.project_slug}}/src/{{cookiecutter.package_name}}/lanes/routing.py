@@ -39,7 +39,7 @@ FIRST = "lane_first"
 #: the names of the headers.
 _OWN = frozenset(("key", *once.OPTIONS, KEY, ONCE, FIRST))
 #: Celery's own tasks behind `map`, `starmap` and `chunks`.
-_MAPS = ("celery.map", "celery.starmap")
+MAPS = ("celery.map", "celery.starmap")
 
 
 class Router(celery.app.routes.Router):
@@ -64,7 +64,7 @@ class Router(celery.app.routes.Router):
                 the lanes; or when a key, or what is said of sending once, cannot be used.
         """
         keyed_by = task_type
-        if getattr(task_type, "name", None) in _MAPS and isinstance(kwargs, dict):
+        if getattr(task_type, "name", None) in MAPS and isinstance(kwargs, dict):
             name = kwargs["task"]["task"]  # the task that it runs; Celery's groups forget to say
             task_type = self.app.tasks.get(name)
             keyed_by = None  # its arguments are those of many
@@ -174,6 +174,8 @@ class AMQP(celery.app.amqp.AMQP):
 
     app: Any
     Connection = Connection
+    own_sender: Any = None  # `send_task_message`, unless somebody has put another there
+    sends_plainly = False  # whether its messages are of JSON, and tried again: see direct.py
     _create_task_sender: Any  # Celery's, unknown to celery-types
 
     @property
@@ -222,7 +224,16 @@ class AMQP(celery.app.amqp.AMQP):
     def send_task_message(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Celery's sender, after the lane's stamp."""
         send = self._create_task_sender()
-        lanes: Lanes = self.app.lanes
+        conf, lanes = self.app.conf, self.app.lanes
+        # What it has taken from the settings, whatever becomes of these.
+        self.sends_plainly = (
+            conf.task_serializer == "json"
+            and not conf.task_compression
+            and conf.task_default_delivery_mode == 2  # persistent
+            # Whoever wants no second try has none.
+            and bool(conf.task_publish_retry)
+            and conf.task_publish_retry_policy.get("max_retries") != 0
+        )
 
         def stamp_and_send(
             producer: Any, name: str, message: Any, *, queue: Any, **options: Any
@@ -239,7 +250,7 @@ class AMQP(celery.app.amqp.AMQP):
                 # Kept over an outage, as beat keeps its own: a declaration would have noticed.
                 producer.revive(producer.connection)
             if not options.get("retry_policy"):
-                options["retry_policy"] = {"errback": _giving_up_in_time()}
+                options["retry_policy"] = {"errback": giving_up_in_time()}
             try:
                 return send(producer, name, message, queue=queue, **options)
             except AlreadySent as error:
@@ -251,10 +262,11 @@ class AMQP(celery.app.amqp.AMQP):
             except OperationalError as error:
                 raise OperationalError(self.app.server.explain(error)) from None
 
+        self.own_sender = stamp_and_send
         return stamp_and_send
 
 
-def _giving_up_in_time() -> Callable[[Exception, float], None]:
+def giving_up_in_time() -> Callable[[Exception, float], None]:
     """Kombu's `errback` of a send: no further try begins that could end after `SEND`."""
     until = monotonic() + SEND - CONNECT - REPLY
 

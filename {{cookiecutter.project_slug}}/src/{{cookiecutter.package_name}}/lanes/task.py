@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import celery
 from celery.canvas import Signature
@@ -15,7 +15,7 @@ from kombu.exceptions import KombuError
 from kombu.serialization import dumps
 from redis.exceptions import RedisError
 
-from . import direct, keyed
+from . import keyed
 from .errors import RoutingError, SendError
 from .protocol import shown
 from .redis.store import KEY, ONCE
@@ -68,8 +68,6 @@ class Task(TypedTask[P, R_co]):
     #: arguments, and never with `self`; None: nobody's.
     key: str | Callable[..., object] | None = None
     find_key: keyed.Find | None = None  # what `key` finds in arguments
-    #: Of its messages; None: each is to be made by Celery; False: not known yet.
-    envelope: direct.Envelope | Literal[False] | None = False
 
     @classmethod
     def bind(cls, app: Any) -> Any:
@@ -99,14 +97,6 @@ class Task(TypedTask[P, R_co]):
         find = keyed.finder(cls.name, key, keyed.run_of(cls))
         cls.find_key = staticmethod(find) if find else None
         return super().bind(app)
-
-    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """As Celery's; without any option, by a shorter way: see direct.py."""
-        if more or options:
-            return super().apply_async(args, kwargs, *more, **options)
-        id_ = uuid()
-        result = direct.send(self, args, kwargs, id_)
-        return super().apply_async(args, kwargs, task_id=id_) if result is None else result
 
     def apply(
         self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any

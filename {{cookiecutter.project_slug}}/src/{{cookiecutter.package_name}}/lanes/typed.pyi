@@ -277,7 +277,6 @@ class App(celery.Celery):
     worker_limits: tuple[float | None, float | None]  # seconds, soft first; of a worker
     worker_zone: Any  # of a worker, for times that name none; False: not known yet
     worker_log: Log  # what a worker says, and how
-    own_send_task: Any  # which `send_task` is, unless somebody has put another there
     task: Define  # type: ignore[assignment]  # an attribute; Celery's is a method
     @property
     def control(self) -> Control: ...

@@ -257,6 +257,11 @@ def _headers(message: bytes) -> Mapping[str, Any]:
     return {}
 
 
+def _due(due: float | None) -> str:
+    """For scripts."""
+    return "" if due is None else f"{due:.6f}"
+
+
 def key_in(headers: Mapping[str, Any]) -> str | None:
     """The key that a message's headers say, as its sender said it; None where there is none."""
     key = headers.get(KEY)
@@ -327,7 +332,7 @@ class Store:
             Of each "" when it was sent, or the id of the task that holds its lock: then it was not,
             or has taken that one's place. Nothing for a batch.
         """
-        args = ("" if due is None else f"{due:.6f}", *messages)
+        args = (_due(due), *messages)
         if batch is None:
             return [unquote(id_.decode()) for id_ in self.run("send", (), args)]
         names, arguments = self._arguments("send", (), args)
@@ -336,6 +341,22 @@ class Store:
             pipeline.scripts.add(send)  # which it loads where the server lacks it
         batch.add("evalsha", send.sha, len(names), *names, *arguments)
         return []
+
+    def sending(
+        self, message: str, *, due: float | None = None, is_keyed: bool = False
+    ) -> tuple[Any, ...]:
+        """The command that sends a message, for who runs it on a connection of its own.
+
+        Args:
+            due: seconds since 1970 by the server's clock, until which it waits.
+            is_keyed: whether it has a key; it fails where the server lacks the script.
+        """
+        if is_keyed:
+            names, arguments = self._arguments("send", (), (_due(due), message))
+            return "EVALSHA", self._scripts["send"].sha, len(names), *names, *arguments
+        if due is not None:
+            return "ZADD", self.keys("delayed"), due, message
+        return "LPUSH", self.keys.queue, message
 
     def promote(self, *, keyed: bool = False) -> None:
         """Put what is due behind what waits already, up to 10,000 messages.

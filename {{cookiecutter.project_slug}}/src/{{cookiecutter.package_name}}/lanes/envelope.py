@@ -1,0 +1,200 @@
+"""Write a message as Celery and kombu do: the envelope of most is made once for a task and a lane.
+
+Celery decides for each message anew what is the same in all of a task's. Here only ids, arguments,
+times and a key are filled in, unless a call has options that say more.
+"""
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+from celery.utils.functional import maybe_list
+from celery.utils.nodenames import anon_nodename
+from kombu import serialization
+from kombu.utils.json import dumps
+
+from .config import Lane
+from .keyed import key_of
+from .protocol import shown
+from .redis.store import KEY, Keys, Store, instant
+from .routing import LANE_EXPIRES, MAPS, SENT_AT, mark, stamp
+
+#: Options that say where to.
+_PLACE = ("lane", "queue", "key")
+#: Options that a message says, by their names in Celery's `as_task_v2`.
+_SAID = (
+    *("countdown", "eta", "expires", "time_limit", "soft_time_limit", "shadow", "retries"),
+    *("group_id", "group_index", "chord", "chain", "replaced_task_nesting", "ignore_result"),
+)
+#: Those with which a message differs from others of its task and lane in `_DIFFERS` alone.
+_PLAIN = frozenset(
+    (
+        *(*_PLACE, "ignore_result", "task_id", "task_type", "result_cls", "add_to_parent"),
+        "serializer",
+    )
+)
+#: All that can be written here; each is Celery's, or the router's.
+OPTIONS = _PLAIN.union(_SAID, ("headers", "link", "link_error", "reply_to", "root_id", "parent_id"))
+#: Where it stands in a message.
+_DIFFERS = {
+    "headers": (
+        *("id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result"),
+        *(SENT_AT, "expires", LANE_EXPIRES, KEY),
+    ),
+    "properties": ("correlation_id", "reply_to", "delivery_tag"),
+}
+_MARK = "\x00{}\x00"  # JSON writes the zero as \u0000, which no other text here has
+_MOST = 1000  # envelopes that are kept: `send_task` takes any name
+
+_json = json.JSONEncoder().encode
+
+
+class Call(NamedTuple):
+    """One call of a task."""
+
+    name: str
+    args: Any  # as the caller gave them
+    kwargs: Any  # likewise
+    id: str
+    options: Mapping[str, Any]  # some of OPTIONS, none of them None
+    parent: Any  # the request of the task that sends it; None: none does
+
+
+class _Envelope(NamedTuple):
+    """What messages of one task in one lane have in common."""
+
+    lane: Lane
+    content: tuple[str, str]  # the type and the encoding of their bodies
+    embedded: Any  # the third part of a body
+    pieces: list[str]  # the text, without what differs
+    parts: list[str]  # that, each between two pieces, by name
+
+
+class Writer:
+    """Writes an app's messages, and the commands that send them."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._stores: dict[str, Store] = {}  # by lane
+        self._envelopes: dict[Any, _Envelope] = {}
+
+    def command(self, call: Call) -> tuple[Any, ...]:
+        """The command for Redis that sends a call.
+
+        Raises:
+            RoutingError: as Celery's way of a send does.
+            EncodeError: likewise.
+            TypeError: likewise.
+        """
+        args, kwargs = call.args or (), call.kwargs or {}
+        is_plain = call.options.keys() <= _PLAIN and call.name not in MAPS
+        if is_plain and isinstance(args, list | tuple) and isinstance(kwargs, Mapping):
+            task = call.options.get("task_type")
+            key = key_of(call.name, call.options, args, kwargs, task)
+            envelope = self._envelope(call, is_keyed=key is not None)
+            content, body = _encoded((args, kwargs, envelope.embedded))
+            if content == envelope.content:  # else "json" is another serializer's name by now
+                text = self._filled(envelope, call, body, key)
+                return self._store(envelope.lane).sending(text, is_keyed=key is not None)
+        lane, message = self._message(call)
+        content, message["body"] = _encoded(message["body"])
+        message["content-type"], message["content-encoding"] = content
+        text, headers = dumps(message), message["headers"]
+        due, is_keyed = instant(headers["eta"]), headers.get(KEY) is not None
+        return self._store(lane).sending(text, due=due, is_keyed=is_keyed)
+
+    def _store(self, lane: Lane) -> Store:
+        if lane.name not in self._stores:
+            self._stores[lane.name] = Store(self._app.server.client, Keys.of(lane))
+        return self._stores[lane.name]
+
+    def _envelope(self, call: Call, *, is_keyed: bool) -> _Envelope:
+        options = call.options
+        own_lane = getattr(options.get("task_type"), "lane", None)
+        which = (call.name, own_lane, options.get("lane"), options.get("queue"), is_keyed)
+        known = self._envelopes.get(which)
+        if known is not None:
+            return known
+        lane, message = self._message(call)
+        _, _, embedded = message["body"]
+        content, _ = _encoded(message["body"])
+        message["content-type"], message["content-encoding"] = content
+        message["body"] = _MARK.format("body")
+        for place, parts in _DIFFERS.items():
+            marks = {part: _MARK.format(part) for part in parts if part in message[place]}
+            message[place].update(marks)
+        pieces = re.split(r'"\\u0000(\w+)\\u0000"', dumps(message))
+        if len(self._envelopes) >= _MOST:
+            self._envelopes.clear()
+        made = _Envelope(lane, content, embedded, pieces[::2], pieces[1::2])
+        self._envelopes[which] = made
+        return made
+
+    def _filled(self, envelope: _Envelope, call: Call, body: str, key: str | None) -> str:
+        parent = call.parent
+        values = {
+            "id": call.id,
+            "correlation_id": call.id,
+            "root_id": (parent and (parent.root_id or parent.id)) or call.id,
+            "parent_id": parent and parent.id,
+            "argsrepr": shown(call.args or ()),
+            "kwargsrepr": shown(call.kwargs or {}),
+            "origin": anon_nodename(),
+            "ignore_result": call.options.get("ignore_result"),
+            "reply_to": self._app.thread_oid,
+            "delivery_tag": token_hex(16),
+            "body": body,
+            KEY: key,
+        }
+        stamp(values, envelope.lane, self._app.server.clock.now())
+        text = [envelope.pieces[0]]
+        for part, piece in zip(envelope.parts, envelope.pieces[1:], strict=True):
+            text += (_json(values[part]), piece)
+        return "".join(text)
+
+    def _message(self, call: Call) -> tuple[Lane, dict[str, Any]]:
+        """The lane, and the message; its body is not encoded yet."""
+        app, options, parent = self._app, call.options, call.parent
+        amqp = app.amqp
+        place = {each: options[each] for each in _PLACE if each in options}
+        task = options.get("task_type")
+        place = amqp.router.route(place, call.name, call.args, call.kwargs, task)
+        made = amqp.create_task_message(
+            call.id,
+            call.name,
+            call.args,
+            call.kwargs,
+            callbacks=maybe_list(options.get("link")),
+            errbacks=maybe_list(options.get("link_error")),
+            reply_to=options.get("reply_to") or app.thread_oid,
+            root_id=options.get("root_id") or (parent and (parent.root_id or parent.id)),
+            parent_id=options.get("parent_id") or (parent and parent.id),
+            **{"ignore_result": None} | {each: options[each] for each in _SAID if each in options},
+        )
+        queue = place["queue"].name
+        lane = app.lanes.for_queue(queue)
+        made.headers.update(options.get("headers", {}))
+        mark(made.headers, place.get(KEY))
+        stamp(made.headers, lane, app.server.clock.now())
+        properties = made.properties | {"delivery_mode": 2}
+        if "expires" in options:
+            properties["expiration"] = str(int(options["expires"] * 1000))
+        properties |= {
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": token_hex(16),
+        }
+        content = dict.fromkeys(("content-encoding", "content-type"))
+        message = {"body": made.body, **content, "headers": made.headers, "properties": properties}
+        return lane, message
+
+
+def _encoded(body: Any) -> tuple[tuple[str, str], str]:
+    """The type and the encoding of what a body is made to, and that as base64."""
+    content_type, encoding, text = serialization.dumps(body, "json")
+    encoded = b64encode(text.encode() if isinstance(text, str) else text).decode()
+    return (content_type, encoding), encoded
