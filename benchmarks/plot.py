@@ -1,5 +1,6 @@
 """Draw what was measured: a panel for each figure, a bar for each arm, ours in another colour."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,29 @@ _PANELS = (
     ("memory", "memory of an idle worker, MiB", "less is better"),
 )
 _LOG = "p99_flood"
+_COLUMNS = 2
 
 
 def draw(results: Results, path: Path) -> None:
     """Write the PNG."""
     panels = [panel for panel in _PANELS if panel[0] in results.figures]
-    arms = list(results.arms)
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    figure = Figure(
-        figsize=(5 * columns, 0.8 + (0.7 + 0.22 * len(arms)) * rows), layout="constrained"
-    )
-    grid = figure.subplots(rows, columns, squeeze=False)
+    rows = math.ceil(len(panels) / _COLUMNS)
+    height = 0.8 + (0.7 + 0.22 * len(results.arms)) * rows
+    figure = Figure(figsize=(10, height), layout="constrained")
+    grid = figure.subplots(rows, _COLUMNS, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, (name, title, direction) in zip(grid.flat, panels, strict=False):
+    for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        name, title, direction = panel
         axes.set_title(f"{title} ({direction})", fontsize=9, loc="left")
-        _bars(axes, results, name, arms)
+        _bars(axes, results, name, is_first=place % _COLUMNS == 0)
     figure.suptitle("Median of all rounds, with the smallest and the largest", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _bars(axes: Any, results: Results, name: str, arms: list[str]) -> None:
+def _bars(axes: Any, results: Results, name: str, *, is_first: bool) -> None:
+    arms = list(results.arms)
     every = [value for arm in arms for value in results.figures[name].get(arm, [])]
     for place, arm in enumerate(arms):
         values = results.figures[name].get(arm)
@@ -56,7 +58,8 @@ def _bars(axes: Any, results: Results, name: str, arms: list[str]) -> None:
         axes.errorbar(middle, place, xerr=whiskers, color="black", linewidth=1, capsize=2)
         text = f"  {middle:,.0f}" if middle >= 20 else f"  {middle:,.2g}"
         axes.annotate(text, (max(values), place), va="center", fontsize=8)
-    axes.set_yticks(range(len(arms)), [results.arms[arm]["title"] for arm in arms], fontsize=8)
+    titles = [results.arms[arm]["title"] for arm in arms] if is_first else [""] * len(arms)
+    axes.set_yticks(range(len(arms)), titles, fontsize=8)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)

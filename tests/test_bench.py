@@ -106,7 +106,7 @@ def test_the_same_figures_are_drawn_and_put_into_a_page_without_measuring(
 
 @pytest.mark.parametrize("arm", ["stock-late", "dramatiq", "dramatiq-threads", "rq", "huey"])
 def test_each_other_arm_sends_and_runs(arm: str, env: dict[str, str], tmp_path: Path) -> None:
-    asked = ("--rounds=1", "--sends=50", "--drained=200", "--only=enqueue,drain", "--arms", arm)
+    asked = ("--rounds=1", "--sends=50", "--drained=1000", "--only=enqueue,drain", "--arms", arm)
     printed = succeed(*BENCH, *asked, cwd=tmp_path, env=env)
     (figures,) = Measured(printed, tmp_path).tables()
     assert [row[0] for row in figures[3:]] == [ROWS[place] for place in (3, 4, 6, 7)]
