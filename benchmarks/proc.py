@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE = 120.0  # seconds that anything may take before it counts as stuck
+PATIENCE = 600.0  # seconds that anything may take before it counts as stuck; rq is slow
 STOPPING = 5.0  # seconds that a worker is given to stop, when nothing more is measured
 
 
