@@ -63,7 +63,7 @@ test-celery: $(READY) $(SUITE)/ready ## Celery's and kombu's own tests on a bake
 tox: $(READY) ## The tests on every Python from 3.11 to 3.14 that is installed
 	@PATH="$$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[1-4].*/bin 2>/dev/null | tr '\n' ':')$$PATH" $(BIN)/tox run $(ARGS)
 
-bench: $(READY) ## A baked project beside stock Celery: throughput, sending, latency; some minutes
+bench: $(READY) ## A project beside stock Celery, dramatiq, rq and huey, about 35 minutes; ARGS="--help"
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 bench-keys: $(READY) ## What keys cost: throughput, sending, and a fetch at 100,000 keys; some minutes

