@@ -83,7 +83,7 @@ def test_slots_are_filled_while_tasks_wait_in_the_worker(
 ) -> None:
     """Those of a rate limit hold more than each child's next task, and then nothing happens.
 
-    Without a timer that has the loop turn, half of them took 10 s, and now all take half a second.
+    Without a timer that has the loop turn, half of them took 10 s, and now all take one.
     """
     _, redis = running
     redis.set("lanes:quick:paused", "1")
