@@ -64,6 +64,10 @@ class Worker:
         self.begin()
         self.read()
 
+    def later(self) -> None:
+        """It has been a while since the last round."""
+        self.channel.fetch.ended_at = 0.0
+
 
 MakeWorker = Callable[..., Worker]
 
@@ -198,6 +202,7 @@ def test_acknowledgements_of_an_exchange_whose_connection_is_dropped_are_told_la
     first = worker.got[0]
     worker.channel.connection.looped = True  # so that the next exchange tells
     first.ack()
+    worker.later()
     connection = worker.channel.client.connection
     with pytest.MonkeyPatch.context() as network:
         network.setattr(connection, "send_packed_command", lambda *_args, **_options: None)
@@ -264,6 +269,33 @@ def test_after_a_full_round_what_is_done_is_told_with_the_next(
     assert leased(broker.redis) == 4
 
 
+def test_where_each_slot_has_its_next_message_a_round_waits_for_more_to_be_free(
+    broker: Any, make_worker: MakeWorker
+) -> None:
+    """But for a moment only, and only in an event loop, which has a timer for its end."""
+    worker = make_worker()
+    send(broker.redis, *"abcdefgh")
+    worker.turn()
+    assert len(worker.got) == 4
+    worker.got[0].ack()
+    worker.channel.connection.looped = True
+    assert worker.channel.acknowledges_soon
+    worker.turn()
+    assert worker.channel.fetch.round is None
+    for message in worker.got[1:3]:
+        message.ack()
+    worker.turn()  # one is left for two slots
+    assert [message.headers["id"] for message in worker.got] == list("abcdefg")
+    worker.got[3].ack()
+    worker.turn()
+    assert len(worker.got) == 7
+    worker.later()
+    worker.turn()
+    assert len(worker.got) == 8
+    worker.channel.connection.looped = False
+    assert not worker.channel.has_enough
+
+
 def test_a_reply_that_does_not_come_is_given_up_in_time(
     broker: Any, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +309,7 @@ def test_a_reply_that_does_not_come_is_given_up_in_time(
     worker.channel.connection.looped = True
     first = worker.got[0]
     first.ack()
+    worker.later()
     connection = worker.channel.client.connection
     with monkeypatch.context() as network:
         network.setattr(connection, "send_packed_command", lambda *_args, **_options: None)
