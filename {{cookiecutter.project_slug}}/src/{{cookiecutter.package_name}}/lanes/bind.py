@@ -20,6 +20,7 @@ from . import (
     discovery,
     drain,
     excerpt,
+    groups,
     keyed,
     logs,
     notify,
@@ -84,6 +85,7 @@ def _bind(celery_app: Celery) -> App:
     app.control_cls = f"{__package__}.remote:Control"
     app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
+    groups.send_together()
     app.task = _checking_at_the_line(app.task, lanes)
     app.own_send_task = _returning_the_first(app.send_task, app)
     app.send_task = app.own_send_task  # type: ignore[method-assign]

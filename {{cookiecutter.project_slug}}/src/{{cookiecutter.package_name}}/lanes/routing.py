@@ -39,7 +39,7 @@ FIRST = "lane_first"
 #: the names of the headers.
 _OWN = frozenset(("key", *once.OPTIONS, KEY, ONCE, FIRST))
 #: Celery's own tasks behind `map`, `starmap` and `chunks`.
-_MAPS = ("celery.map", "celery.starmap")
+MAPS = ("celery.map", "celery.starmap")
 
 
 class Router(celery.app.routes.Router):
@@ -64,7 +64,7 @@ class Router(celery.app.routes.Router):
                 the lanes; or when a key, or what is said of sending once, cannot be used.
         """
         keyed_by = task_type
-        if getattr(task_type, "name", None) in _MAPS and isinstance(kwargs, dict):
+        if getattr(task_type, "name", None) in MAPS and isinstance(kwargs, dict):
             name = kwargs["task"]["task"]  # the task that it runs; Celery's groups forget to say
             task_type = self.app.tasks.get(name)
             keyed_by = None  # its arguments are those of many
@@ -239,7 +239,7 @@ class AMQP(celery.app.amqp.AMQP):
                 # Kept over an outage, as beat keeps its own: a declaration would have noticed.
                 producer.revive(producer.connection)
             if not options.get("retry_policy"):
-                options["retry_policy"] = {"errback": _giving_up_in_time()}
+                options["retry_policy"] = {"errback": giving_up_in_time()}
             try:
                 return send(producer, name, message, queue=queue, **options)
             except AlreadySent as error:
@@ -254,8 +254,8 @@ class AMQP(celery.app.amqp.AMQP):
         return stamp_and_send
 
 
-def _giving_up_in_time() -> Callable[[Exception, float], None]:
-    """Kombu's `errback` of a send: no further try begins that could end after `SEND`."""
+def giving_up_in_time() -> Callable[[Exception, float], None]:
+    """For kombu, the `errback` of a send: no further try begins that could end after `SEND`."""
     until = monotonic() + SEND - CONNECT - REPLY
 
     def may_try_again(error: Exception, interval: float) -> None:
