@@ -55,6 +55,15 @@ def test_what_is_installed_is_what_we_know(part: str) -> None:
 # (b) It is complete
 
 
+def statements(node: ast.ClassDef | ast.If) -> Iterator[ast.stmt]:
+    """Those of a class's body, and of an `if` in it, which hides some from type checkers."""
+    for each in node.body:
+        if isinstance(each, ast.If):
+            yield from statements(each)
+        else:
+            yield each
+
+
 class Class:
     """A class of ours, as its source has it."""
 
@@ -73,7 +82,7 @@ class Class:
     @property
     def members(self) -> Iterator[str]:
         """What its body defines; a name with a type alone is a declaration of theirs."""
-        for node in self.node.body:
+        for node in statements(self.node):
             if isinstance(node, ast.FunctionDef):
                 yield node.name
             elif isinstance(node, ast.Assign):
@@ -261,7 +270,7 @@ def test_nothing_is_listed_that_is_not_used() -> None:
 
 
 def members_of(class_: Class) -> dict[str, ast.FunctionDef]:
-    return {each.name: each for each in class_.node.body if isinstance(each, ast.FunctionDef)}
+    return {each.name: each for each in statements(class_.node) if isinstance(each, ast.FunctionDef)}
 
 
 def test_our_overrides_take_what_is_listed() -> None:

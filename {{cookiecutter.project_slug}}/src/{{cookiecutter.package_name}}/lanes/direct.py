@@ -169,7 +169,7 @@ def send(
 
 def batch_of(producer: Any) -> Batch | None:
     """What keeps the messages that a producer of kombu's sends, within its `batch()`."""
-    state = getattr(producer._batch_local, "current", None)  # noqa: SLF001
+    state = getattr(getattr(producer, "_batch_local", None), "current", None)
     session = None if state is None or state.aborted else state._get_session(producer.channel)  # noqa: SLF001
     return session if isinstance(session, Batch) else None
 
