@@ -1,5 +1,6 @@
 """A group's tasks go together, as the messages that Celery's way makes."""
 
+import gc
 import json
 import re
 import time
@@ -35,6 +36,7 @@ def app(
     monkeypatch.setenv("BROKER_URL", broker.url)
     with bound(LANES) as app:
         yield app
+    gc.collect()  # of results, which unsubscribe while there is a server
 
 
 @pytest.fixture
@@ -150,15 +152,49 @@ def test_a_groups_tasks_know_their_parent(app: Any, broker: Any, tasks: dict[str
     ]
 
 
-def test_a_group_goes_in_one_command_for_each_thousand(
+def test_a_group_goes_in_few_commands(
     app: Any, broker: Any, tasks: dict[str, Any]
 ) -> None:
     """Seen before: one for each task."""
     result = group(tasks["plain"].s(n) for n in range(2500)).apply_async()
     assert len(result) == 2500
-    assert broker.redis.info("commandstats")["cmdstat_lpush"]["calls"] == 3
+    assert broker.redis.info("commandstats")["cmdstat_lpush"]["calls"] < 25
     first, last = (json.loads(broker.redis.lindex("quick_tasks", at)) for at in (-1, 0))
     assert [first["headers"]["id"], last["headers"]["id"]] == [result[0].id, result[-1].id]
+
+
+def test_tasks_of_a_generator_that_takes_its_time_go_at_once(
+    broker: Any, tasks: dict[str, Any]
+) -> None:
+    """But for the one before, as with Celery's way (#3021), in a chord, too."""
+    waiting: list[int] = []
+
+    def slowly() -> Iterator[Any]:
+        for number in range(4):
+            time.sleep(0.1)
+            waiting.append(broker.redis.llen("quick_tasks"))
+            yield tasks["plain"].s(number)
+
+    def looked(send: Callable[[], Any]) -> list[int]:
+        broker.redis.flushdb()
+        waiting.clear()
+        send()
+        assert broker.redis.llen("quick_tasks") == 4
+        return waiting.copy()
+
+    def both() -> list[list[int]]:
+        return [
+            looked(lambda: group(slowly()).apply_async()),
+            looked(lambda: chord(slowly(), tasks["plain"].s()).apply_async()),
+        ]
+
+    together = both()
+    before_task_publish.connect(hear)
+    try:
+        assert both() == together
+    finally:
+        before_task_publish.disconnect(hear)
+    assert together == [[0, 0, 1, 1]] * 2
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's
@@ -184,13 +220,13 @@ def test_who_listens_to_each_send_hears_of_it_when_it_is_done(
     assert waiting == [1, 2, 3]
 
 
-def test_a_group_with_wrong_arguments_sends_nothing(broker: Any, tasks: dict[str, Any]) -> None:
-    """Celery's sends what stands before them."""
+def test_a_group_with_wrong_arguments_ends_there(broker: Any, tasks: dict[str, Any]) -> None:
+    """What stands before them may have been sent, and may not, where Celery's has been."""
     with pytest.raises(TypeError, match="takes from 1 to 2 positional arguments but 3 were given"):
         group(tasks["slow"].s(1), tasks["slow"].s(1, 2, 3)).apply_async()
     with pytest.raises(RoutingError, match="unique cannot be used in a group"):
         group(tasks["slow"].s(1), tasks["slow"].s(2).set(unique="x")).apply_async()
-    assert broker.redis.llen("slow_tasks") == 0
+    assert broker.redis.llen("slow_tasks") <= 2
 
 
 def test_a_group_with_a_producer_that_has_a_batch_goes_with_that(
@@ -259,12 +295,12 @@ def test_a_connection_that_is_cut_has_a_group_sent_again(
     """As `delay` is; what may have been sent is sent again under its id."""
     tries = fail(monkeypatch, times=2, after=after)
     result = group(tasks["plain"].s(n) for n in range(5)).apply_async()
-    assert len(tries) == 3
+    assert len(tries) > 3
     found = [
         json.loads(each)["headers"]["id"] for each in broker.redis.lrange("quick_tasks", 0, -1)
     ]
     assert set(found) == {each.id for each in result}
-    assert len(found) == (15 if after else 5)
+    assert len(found) == (7 if after else 5)
 
 
 @pytest.mark.parametrize(
@@ -302,8 +338,8 @@ def test_a_broker_that_has_gone_is_an_error_in_time(
 def test_what_was_sent_when_a_group_fails_was_sent(
     broker: Any, tasks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with Celery's way, but in thousands."""
-    fail(monkeypatch, times=9, first=1)
+    """As with Celery's way, but for what goes together."""
+    fail(monkeypatch, times=99, first=3)
     with pytest.raises(OperationalError):
         group(tasks["plain"].s(n) for n in range(1500)).apply_async(retry=False)
-    assert broker.redis.llen("quick_tasks") == 1000
+    assert broker.redis.llen("quick_tasks") == 3

@@ -1,6 +1,7 @@
 """The tasks of a group are sent together, and not one by one."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from time import monotonic
 from typing import Any
 
 from celery import canvas
@@ -9,9 +10,12 @@ from kombu.utils.functional import retry_over_time
 from redis import exceptions
 
 from .direct import batch_of, is_heard
+from .redis.batch import Batch
 from .routing import giving_up_in_time
 
 _FAILURES = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+#: Seconds that a generator takes for a task; then those before it do not wait for others.
+_SLOW = 0.05
 _PAUSES = ("max_retries", "interval_start", "interval_step", "interval_max")
 
 
@@ -42,6 +46,7 @@ def send_together() -> None:
                     batch = batch_of(one)
                     if batch is not None and whole.is_outermost:
                         batch.attempt = _trying_again(app, options)
+                        tasks = _watched(tasks, batch)
                     yield from own(self, tasks, one, app, *more, **options)
             except BatchPublishError as error:
                 if not whole.is_outermost:
@@ -49,6 +54,27 @@ def send_together() -> None:
                 raise OperationalError(app.server.explain(error)) from None
 
     group._apply_tasks = apply_tasks  # noqa: SLF001
+
+
+def _watched(tasks: Iterable[Any], batch: Batch) -> Iterator[Any]:
+    """Have no more tasks wait for others than were sent before: a generator may take its time.
+
+    The first go at once, then ever more together, up to the batch's size; and so again behind one
+    that has taken long.
+    """
+    most, source, quick = batch.max_size, iter(tasks), 0
+    while True:
+        began = monotonic()
+        try:
+            each = next(source)
+        except StopIteration:
+            return
+        if monotonic() - began > _SLOW:
+            quick = 0
+            batch.flush()
+        batch.max_size = max(1, min(most, quick // 2))
+        quick += 1
+        yield each
 
 
 def _trying_again(app: Any, options: Mapping[str, Any]) -> Callable[[Callable[[], None]], None]:
