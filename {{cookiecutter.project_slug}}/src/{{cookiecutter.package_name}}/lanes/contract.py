@@ -109,6 +109,7 @@ WORKER: Names = {
         "flush()": "A lane's messages go in few commands.",
         "_check_usable()": "Called: after a failure it is not.",
         "_failed": "Set: likewise.",
+        "max_size": "Read, and set by groups.py: how many are kept at the most.",
     },
     ("celery.result:AsyncResult", "direct"): {"ignored": "Set: as Celery's send does."},
     ("kombu.messaging:Producer", "routing"): {
