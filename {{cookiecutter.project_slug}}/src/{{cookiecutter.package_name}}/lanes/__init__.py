@@ -4,13 +4,13 @@ What tasks and senders use of it is in `__all__`: `from .lanes import Task`.
 
 Reading order: errors, excerpt, contract, timetable, values, schema, config, deploy, urloptions,
 endpoint, settings, timeouts, redis.causes, redis.refusals, redis.clock, redis.sentinel,
-redis.connect, redis.store, redis.fetch, redis.identity, redis.schedule, counting, redis.counters,
-redis.revocations, protocol, results, keyed, once, remote, routing, envelope, direct, logs, typed,
-task, redis.leases, redis.transport, deadletters, consumer, schedule, keeper, beat, drain, sharing,
-pool, pulse, notify, parent, descriptors, worker, discovery, serving, bind, broker, workers,
-capacity, status, planned, metrics, doctor, advise, prove, envfile, cli, testing. A module imports
-only from those before it. This file imports nothing until a name is asked for, because deploy/ is
-rendered where nothing is installed.
+redis.connect, redis.store, redis.batch, redis.fetch, redis.identity, redis.schedule, counting,
+redis.counters, redis.revocations, protocol, results, keyed, once, remote, routing, envelope,
+direct, many, groups, logs, typed, task, redis.leases, redis.transport, deadletters, consumer,
+schedule, keeper, beat, drain, sharing, pool, pulse, notify, parent, descriptors, worker, discovery,
+serving, bind, broker, workers, capacity, status, planned, metrics, doctor, advise, prove, envfile,
+cli, testing. A module imports only from those before it. This file imports nothing until a name is
+asked for, because deploy/ is rendered where nothing is installed.
 """
 
 from importlib import import_module

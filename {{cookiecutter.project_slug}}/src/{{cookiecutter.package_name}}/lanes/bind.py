@@ -14,7 +14,7 @@ from kombu import Connection, Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.imports import symbol_by_name
 
-from . import config, direct, discovery, keyed, logs, settings, timeouts
+from . import config, direct, discovery, groups, keyed, logs, settings, timeouts
 from .config import Lanes
 from .errors import LanesError, RoutingError
 from .redis.connect import Server
@@ -64,6 +64,7 @@ def _bind(celery_app: Celery) -> App:
     app.control_cls = f"{__package__}.remote:Control"
     app.task_cls = _task_class(celery_app)  # type: ignore[assignment]
     _register_transport()
+    groups.send_together()
     app.task = _checking_at_the_line(app.task, lanes)
     app.send_task = direct.shortened(app, _returning_the_first(app))  # type: ignore[method-assign]
     connect(app, environment)

@@ -59,7 +59,7 @@ WORKER: Names = {
         "send_task_message": "A message is stamped, and its sending has an end.",
         "_create_task_sender()": "Called: Celery's own sender, behind ours.",
     },
-    ("celery.app.amqp:AMQP", "task"): {
+    ("celery.app.amqp:AMQP", "many"): {
         "_event_dispatcher": "Used: for the events of `send_many`.",
     },
     ("celery.app.routes:Router", "routing:Router"): {
@@ -91,9 +91,29 @@ WORKER: Names = {
     ("celery.app.task:Task", "direct"): {
         "_get_exec_options()": "Called: the options that a task gives to each send.",
     },
+    ("kombu.messaging:Producer", "direct"): {
+        "publish(body, ...)": "Read: whether it is kombu's.",
+        "_batch_local": "Read: whether a message goes in a batch.",
+    },
+    ("kombu.messaging:_ProducerBatchState", "direct"): {
+        "_get_session(channel)": "Called: our batch, within kombu's.",
+    },
+    ("kombu.messaging:Producer", "groups"): {
+        "_channel": "Read: whether it was closed, by an outage.",
+    },
+    ("celery.canvas:group", "groups"): {
+        "_apply_tasks(tasks, producer, app, ...)": "Wrapped: a group's tasks go in a batch.",
+    },
+    ("kombu.transport.redis:PublishBatch", "redis.batch:Batch"): {
+        "flush()": "A lane's messages go in few commands.",
+        "_check_usable()": "Called: after a failure it is not.",
+        "_failed": "Set: likewise.",
+        "max_size": "Read: how many are kept at the most.",
+    },
     ("celery.result:AsyncResult", "direct"): {"ignored": "Set: as Celery's send does."},
-    ("kombu.messaging:Producer", "direct"): {"publish(body, ...)": "Read: whether it is kombu's."},
-    ("redis.client:Redis", "direct"): {"execute_command(*args, **options)": "Likewise."},
+    ("redis.client:Redis", "direct"): {
+        "execute_command(*args, **options)": "Read: whether it is redis-py's.",
+    },
     ("kombu.messaging:Producer", "routing"): {
         "_channel": "Read: whether it was closed, by an outage.",
     },
@@ -248,6 +268,7 @@ WORKER: Names = {
         "_put(queue, message, **kwargs)": "A message with a time waits in Redis.",
         "_purge(queue)": "What is delayed is purged, too.",
         "_queue_bind(exchange, routing_key, pattern, queue)": "Bindings of old are removed.",
+        "create_publish_batch(max_size)": "A batch is ours.",
         "typeof(exchange, ...)": "A closed channel has kombu connect anew.",
         "basic_consume(queue, *args, **kwargs)": "No queue is consumed without leases.",
         "basic_get(queue, no_ack, ...)": "Likewise.",

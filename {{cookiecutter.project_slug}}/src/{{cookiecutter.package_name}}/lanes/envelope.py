@@ -1,13 +1,13 @@
 """Write a message as Celery and kombu do: the envelope of most is made once for a task and a lane.
 
 Celery decides for each message anew what is the same in all of a task's. Here only ids, arguments,
-times and a key are filled in, unless a call has options that say more.
+times and a key are filled in, unless a call has options that say more; see many.py, too.
 """
 
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from secrets import token_hex
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from kombu.utils.json import dumps
 from .config import Lane
 from .keyed import key_of
 from .protocol import shown
-from .redis.store import KEY, Keys, Store, instant
+from .redis.store import KEY, Keys, Outgoing, Store, instant
 from .routing import LANE_EXPIRES, MAPS, SENT_AT, mark, stamp
 
 #: Options that say where to.
@@ -29,23 +29,24 @@ _SAID = (
     *("countdown", "eta", "expires", "time_limit", "soft_time_limit", "shadow", "retries"),
     *("group_id", "group_index", "chord", "chain", "replaced_task_nesting", "ignore_result"),
 )
-#: Those with which a message differs from others of its task and lane in `_DIFFERS` alone.
+#: Those with which a message differs from others of its task and lane in `_PLACES` alone.
 _PLAIN = frozenset(
     (
         *(*_PLACE, "ignore_result", "task_id", "task_type", "result_cls", "add_to_parent"),
-        "serializer",
+        *("serializer", "producer"),
     )
 )
 #: All that can be written here; each is Celery's, or the router's.
 OPTIONS = _PLAIN.union(_SAID, ("headers", "link", "link_error", "reply_to", "root_id", "parent_id"))
-#: Where it stands in a message.
-_DIFFERS = {
+#: Where in a message stands what may differ, besides its body.
+_PLACES = {
     "headers": (
         *("id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result"),
         *(SENT_AT, "expires", LANE_EXPIRES, KEY),
     ),
     "properties": ("correlation_id", "reply_to", "delivery_tag"),
 }
+_DIFFERS = frozenset(_PLACES["headers"] + _PLACES["properties"])
 _MARK = "\x00{}\x00"  # JSON writes the zero as \u0000, which no other text here has
 _MOST = 1000  # envelopes that are kept: `send_task` takes any name
 
@@ -63,14 +64,41 @@ class Call(NamedTuple):
     parent: Any  # the request of the task that sends it; None: none does
 
 
-class _Envelope(NamedTuple):
+class Envelope(NamedTuple):
     """What messages of one task in one lane have in common."""
 
     lane: Lane
     content: tuple[str, str]  # the type and the encoding of their bodies
     embedded: Any  # the third part of a body
-    pieces: list[str]  # the text, without what differs
-    parts: list[str]  # that, each between two pieces, by name
+    text: str  # with `%(name)s` where something differs
+
+    @classmethod
+    def of(cls, lane: Lane, message: Mapping[str, Any], differs: Collection[str]) -> "Envelope":
+        """That of messages like one.
+
+        Args:
+            message: as `whole` makes it; marked and stamped.
+            differs: names of what is to be filled in besides the body, wherever it is there.
+        """
+        _, _, embedded = message["body"]
+        content, _ = encoded(message["body"])
+        marked = dict(message) | {"body": _MARK.format("body")}
+        marked["content-type"], marked["content-encoding"] = content
+        for place, parts in _PLACES.items():
+            marks = {part: _MARK.format(part) for part in parts if part in differs}
+            marked[place] = {name: marks.get(name, value) for name, value in message[place].items()}
+        text = re.sub(r'"\\u0000(\w+)\\u0000"', r"%(\1)s", dumps(marked).replace("%", "%%"))
+        return cls(lane, content, embedded, text)
+
+    def filled(self, values: Mapping[str, Any]) -> str:
+        """A message.
+
+        Args:
+            values: what differs, by name, the body as `encoded` returns it; or more.
+        """
+        return self.text % {
+            name: "null" if value is None else _json(value) for name, value in values.items()
+        }
 
 
 class Writer:
@@ -79,10 +107,12 @@ class Writer:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._stores: dict[str, Store] = {}  # by lane
-        self._envelopes: dict[Any, _Envelope] = {}
+        self._envelopes: dict[Any, Envelope] = {}
 
-    def command(self, call: Call) -> tuple[Any, ...]:
-        """The command for Redis that sends a call.
+    def written(self, call: Call) -> tuple[Store, Outgoing, float | None]:
+        """Of a call: where its message goes, the message, and when it is due.
+
+        That is in seconds since 1970, by the server's clock; None: at once.
 
         Raises:
             RoutingError: as Celery's way of a send does.
@@ -95,45 +125,35 @@ class Writer:
             task = call.options.get("task_type")
             key = key_of(call.name, call.options, args, kwargs, task)
             envelope = self._envelope(call, is_keyed=key is not None)
-            content, body = _encoded((args, kwargs, envelope.embedded))
+            content, body = encoded((args, kwargs, envelope.embedded))
             if content == envelope.content:  # else "json" is another serializer's name by now
                 text = self._filled(envelope, call, body, key)
-                return self._store(envelope.lane).sending(text, is_keyed=key is not None)
+                return self._store(envelope.lane), Outgoing(text, key), None
         lane, message = self._message(call)
-        content, message["body"] = _encoded(message["body"])
+        content, message["body"] = encoded(message["body"])
         message["content-type"], message["content-encoding"] = content
         text, headers = dumps(message), message["headers"]
-        due, is_keyed = instant(headers["eta"]), headers.get(KEY) is not None
-        return self._store(lane).sending(text, due=due, is_keyed=is_keyed)
+        return self._store(lane), Outgoing(text, headers.get(KEY)), instant(headers["eta"])
 
     def _store(self, lane: Lane) -> Store:
         if lane.name not in self._stores:
             self._stores[lane.name] = Store(self._app.server.client, Keys.of(lane))
         return self._stores[lane.name]
 
-    def _envelope(self, call: Call, *, is_keyed: bool) -> _Envelope:
+    def _envelope(self, call: Call, *, is_keyed: bool) -> Envelope:
         options = call.options
         own_lane = getattr(options.get("task_type"), "lane", None)
         which = (call.name, own_lane, options.get("lane"), options.get("queue"), is_keyed)
         known = self._envelopes.get(which)
         if known is not None:
             return known
-        lane, message = self._message(call)
-        _, _, embedded = message["body"]
-        content, _ = _encoded(message["body"])
-        message["content-type"], message["content-encoding"] = content
-        message["body"] = _MARK.format("body")
-        for place, parts in _DIFFERS.items():
-            marks = {part: _MARK.format(part) for part in parts if part in message[place]}
-            message[place].update(marks)
-        pieces = re.split(r'"\\u0000(\w+)\\u0000"', dumps(message))
+        made = Envelope.of(*self._message(call), _DIFFERS)
         if len(self._envelopes) >= _MOST:
             self._envelopes.clear()
-        made = _Envelope(lane, content, embedded, pieces[::2], pieces[1::2])
         self._envelopes[which] = made
         return made
 
-    def _filled(self, envelope: _Envelope, call: Call, body: str, key: str | None) -> str:
+    def _filled(self, envelope: Envelope, call: Call, body: str, key: str | None) -> str:
         parent = call.parent
         values = {
             "id": call.id,
@@ -150,10 +170,7 @@ class Writer:
             KEY: key,
         }
         stamp(values, envelope.lane, self._app.server.clock.now())
-        text = [envelope.pieces[0]]
-        for part, piece in zip(envelope.parts, envelope.pieces[1:], strict=True):
-            text += (_json(values[part]), piece)
-        return "".join(text)
+        return envelope.filled(values)
 
     def _message(self, call: Call) -> tuple[Lane, dict[str, Any]]:
         """The lane, and the message; its body is not encoded yet."""
@@ -179,22 +196,38 @@ class Writer:
         made.headers.update(options.get("headers", {}))
         mark(made.headers, place.get(KEY))
         stamp(made.headers, lane, app.server.clock.now())
-        properties = made.properties | {"delivery_mode": 2}
-        if "expires" in options:
-            properties["expiration"] = str(int(options["expires"] * 1000))
-        properties |= {
-            "delivery_info": {"exchange": "", "routing_key": queue},
-            "priority": 0,
-            "body_encoding": "base64",
-            "delivery_tag": token_hex(16),
-        }
-        content = dict.fromkeys(("content-encoding", "content-type"))
-        message = {"body": made.body, **content, "headers": made.headers, "properties": properties}
-        return lane, message
+        return lane, whole(lane, made, options.get("expires"))
 
 
-def _encoded(body: Any) -> tuple[tuple[str, str], str]:
-    """The type and the encoding of what a body is made to, and that as base64."""
+def whole(lane: Lane, made: Any, expires: float | None = None) -> dict[str, Any]:
+    """A message of Celery's as kombu completes it; its body is not encoded yet.
+
+    Args:
+        lane: where it goes.
+        made: the message, of protocol 2.
+        expires: seconds, as the call says it.
+    """
+    properties = made.properties | {"delivery_mode": 2}
+    if expires is not None:
+        properties["expiration"] = str(int(expires * 1000))
+    properties |= {
+        "delivery_info": {"exchange": "", "routing_key": lane.queue},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": token_hex(16),
+    }
+    content = dict.fromkeys(("content-encoding", "content-type"))
+    return {"body": made.body, **content, "headers": made.headers, "properties": properties}
+
+
+def encoded(body: Any) -> tuple[tuple[str, str], str]:
+    """The type and the encoding of what a body is made to, and that as base64.
+
+    By kombu's serializer of the name "json", which the owner may have replaced.
+
+    Raises:
+        EncodeError: when it does not know such arguments.
+    """
     content_type, encoding, text = serialization.dumps(body, "json")
-    encoded = b64encode(text.encode() if isinstance(text, str) else text).decode()
-    return (content_type, encoding), encoded
+    raw = text.encode() if isinstance(text, str) else text
+    return (content_type, encoding), b64encode(raw).decode()

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import Context, copy_context
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
 import celery
 from celery.canvas import Signature
-from celery.signals import after_task_publish, before_task_publish
-from celery.utils import uuid
-from kombu.exceptions import KombuError
-from kombu.serialization import dumps
-from redis.exceptions import RedisError
 
-from . import keyed
-from .errors import RoutingError, SendError
-from .protocol import shown
+from . import keyed, many
+from .errors import RoutingError
 from .redis.store import KEY, ONCE
-from .routing import home_lane, mark, stamp
-from .timeouts import POOL
+from .routing import home_lane
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -49,9 +40,6 @@ if TYPE_CHECKING:
     )
 else:  # nothing stands between
     TypedTask, P, R_co = celery.Task, ..., Any
-
-#: Messages in one pipeline of `send_many`.
-BATCH = 1000
 
 
 class Task(TypedTask[P, R_co]):
@@ -179,8 +167,10 @@ class Task(TypedTask[P, R_co]):
         results are kept: there would be a million to ask for. In eager mode each runs here and now.
 
         Args:
-            arguments: for each task, its positional arguments; or, so that keywords can be named
-                and are checked, the call that it makes: `self.si(1, second=2)`.
+            arguments: for each task, its positional arguments; or the call that it makes, with
+                keywords and options of its own: `self.si(1, second=2).set(countdown=5)`. Of these
+                there are lane, queue, countdown, eta, expires, headers, ignore_result, key and
+                task_id; they go before those for all.
             lane: another lane than the task's own, for all.
             countdown: seconds before which none starts.
             expires: seconds after which those that have not started are set aside.
@@ -189,110 +179,10 @@ class Task(TypedTask[P, R_co]):
         Raises:
             RoutingError: when there is no such lane, or a key cannot be one.
             TypeError: when arguments are not the function's, or a call is another task's or has
-                options of its own.
-            SendError: when the broker fails; its `sent` certainly were sent, and up to `BATCH` more
+                other options. What stands 1000 or more before it was sent, or all up to it.
+            EncodeError: when arguments cannot be sent as JSON; likewise.
+            SendError: when the broker fails; its `sent` certainly were sent, and up to 1000 more
                 may have been.
         """
-        app: Any = self.app
-        wanted = {"queue": getattr(self, "queue", None), "lane": lane}
-        queue = app.amqp.router.placed(wanted, self.name, self)["queue"]
-        if app.conf.task_always_eager:
-            options: Any = {"lane": lane, "countdown": countdown, "expires": expires, "key": key}
-            return sum(bool(self.apply_async(*self._call(each), **options)) for each in arguments)
-        sent = 0
-        try:
-            with app.producer_pool.acquire(block=True, timeout=POOL) as producer:
-                for batch in _batches(arguments):
-                    message = app.amqp.create_task_message(
-                        "",
-                        self.name,
-                        countdown=countdown,
-                        expires=expires,
-                        ignore_result=True,
-                        create_sent_event=app.conf.task_send_sent_event,
-                    )
-                    stamp(message.headers, app.lanes.for_queue(queue.name), app.server.clock.now())
-                    self._send_batch(producer, queue.name, message, batch, {"key": key})
-                    sent += len(batch)
-        except (KombuError, OSError, RedisError) as error:
-            raise SendError(
-                f"{self.name}: {sent} tasks certainly were sent, and up to {BATCH} more may have "
-                f"been, when the broker failed: {app.server.explain(error)}",
-                sent,
-            ) from error
-        return sent
-
-    def _call(self, each: Sequence[Any] | Signature[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and the keyword arguments of one of many."""
-        if not isinstance(each, Signature):
-            return tuple(each), {}
-        if each.task != self.name or each.options:
-            raise TypeError(
-                f"{self.name}: send_many sends this task alone, and all with the same options; "
-                f"this came: {each!r} of {each.task}, with the options {each.options}"
-            )
-        return each.args, each.kwargs
-
-    def _send_batch(
-        self,
-        producer: Any,
-        queue: str,
-        message: Any,
-        batch: list[Any],
-        keys: dict[str, Any],
-    ) -> None:
-        """Send copies of `message`, each with its own arguments and key, in one pipeline.
-
-        Celery's signals are sent for each when somebody listens, and its events when they are on.
-        """
-        options = message.body[2]
-        place = {"exchange": "", "routing_key": queue}
-        sent: list[tuple[Context, dict[str, Any]]] = []
-        channel = producer.channel
-        pipeline = channel.create_publish_batch(max_size=BATCH)
-        try:
-            for args, kwargs in map(self._call, batch):
-                self.__header__(*args, **kwargs)  # raises TypeError, as `delay` does
-                id_ = uuid()
-                own = {"id": id_, "root_id": id_, "argsrepr": shown(args)}
-                if kwargs:
-                    own["kwargsrepr"] = shown(kwargs)
-                headers = message.headers | own
-                mark(headers, keyed.key_of(self.name, keys, args, kwargs, self))
-                properties = {"correlation_id": id_, "reply_to": "", "delivery_mode": 2}
-                whole = (args, kwargs, options)
-                context = copy_context()  # a tracer keeps a span open from before to after
-                if before_task_publish.receivers:
-                    listeners = {"body": whole, "headers": headers, "properties": properties}
-                    unused: dict[str, Any] = {"declare": (), "retry_policy": {}}
-                    context.run(before_task_publish.send, self.name, **listeners, **place, **unused)
-                content_type, encoding, body = dumps(whole, "json")
-                pipeline.publish(
-                    channel.prepare_message(
-                        body,
-                        content_type=content_type,
-                        content_encoding=encoding,
-                        headers=headers,
-                        properties=properties,
-                    ),
-                    **place,
-                )
-                if after_task_publish.receivers or message.sent_event:
-                    sent.append((context, {"body": whole, "headers": headers}))
-            pipeline.flush()
-        finally:
-            pipeline.close()
-        for context, each in sent:
-            context.run(after_task_publish.send, self.name, **each, **place)
-            if message.sent_event:
-                event = {name: each["headers"].get(name) for name in ("root_id", "retries", "eta")}
-                event |= {name: each["headers"][f"{name}repr"] for name in ("args", "kwargs")}
-                event |= {"uuid": each["headers"]["id"], "queue": queue, **place}
-                event = message.sent_event | event
-                self.app.amqp._event_dispatcher.publish("task-sent", event, producer, retry=False)  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    source = iter(items)
-    while batch := list(itertools.islice(source, BATCH)):
-        yield batch
+        options = {"lane": lane, "countdown": countdown, "expires": expires, "key": key}
+        return many.send(self, arguments, options)

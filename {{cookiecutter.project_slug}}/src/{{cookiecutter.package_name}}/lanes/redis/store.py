@@ -37,7 +37,7 @@ _PARTS = {
 } | dict.fromkeys(
     (
         *("exchange", "rescue", "hand_back", "give_back", "postpone", "await_release", "promote"),
-        *("purge", "sent", "take"),
+        *("purge", "send_keyed", "sent", "take"),
     ),
     ("lane",),
 )
@@ -78,6 +78,7 @@ LOOK = 4.0
 RELEASE_WAITS = (1.0, 30.0)
 #: Messages in one step, some 15 ms, while which Redis serves nobody else.
 BATCH = 1000
+_STEP_BYTES = 4 << 20  # bytes of messages that are sent in one step, and one message more
 _PROMOTIONS = 10  # steps of as many messages
 _STEP = "\x06\x16"  # between a queue's name and a priority, in the names of kombu's lists
 #: Last parts of the names of a lane's keys that hold messages, or say who is at work.
@@ -103,6 +104,14 @@ class Limits(NamedTuple):
 
 
 NO_LIMITS = Limits()
+
+
+class Outgoing(NamedTuple):
+    """A message that can be sent."""
+
+    text: str
+    key: str | None = None  # as its header says it, which is the first of its name
+    unread: bool = False  # the script has to see whether it has a key or a lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +243,39 @@ def _newest_first(ids: Sequence[_T]) -> Iterator[Sequence[_T]]:
         yield ids[max(0, end - BATCH) : end]
 
 
+def _parts(messages: Iterable[str], most: int = BATCH) -> Iterator[list[str]]:
+    """In parts of which each is one step for Redis, of so many at most."""
+    part: list[str] = []
+    size = 0
+    for each in messages:
+        part.append(each)
+        size += len(each)
+        if len(part) == most or size > _STEP_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _steps(messages: Iterable[Outgoing]) -> Iterator[list[Any]]:
+    """Of those with a key: each key, how many messages it has, and these; in parts, likewise."""
+    of_keys: dict[str, list[str]] = {}
+    for text, key, _ in messages:
+        if key is not None:
+            of_keys.setdefault(key, []).append(text)
+    step: list[Any] = []
+    count = size = 0
+    for key, texts in of_keys.items():
+        for part in _parts(texts):
+            if step and (count + len(part) > BATCH or size > _STEP_BYTES):
+                yield step
+                step, count, size = [], 0, 0
+            step += (key, len(part), *part)
+            count, size = count + len(part), size + sum(map(len, part))
+    if step:
+        yield step
+
+
 def _scan(redis: Any, within: float, **chosen: Any) -> tuple[set[str], bool]:
     """Names of keys; whether these are all: it ends after so many seconds."""
     until, found = monotonic() + within, set()
@@ -342,21 +384,43 @@ class Store:
         batch.add("evalsha", send.sha, len(names), *names, *arguments)
         return []
 
-    def sending(
-        self, message: str, *, due: float | None = None, is_keyed: bool = False
-    ) -> tuple[Any, ...]:
+    def sending(self, message: Outgoing, due: float | None) -> tuple[Any, ...]:
         """The command that sends a message, for who runs it on a connection of its own.
+
+        Of one with a key it fails where the server lacks the script.
 
         Args:
             due: seconds since 1970 by the server's clock, until which it waits.
-            is_keyed: whether it has a key; it fails where the server lacks the script.
         """
-        if is_keyed:
-            names, arguments = self._arguments("send", (), (_due(due), message))
+        if message.key is not None:
+            names, arguments = self._arguments("send", (), (_due(due), message.text))
             return "EVALSHA", self._scripts["send"].sha, len(names), *names, *arguments
         if due is not None:
-            return "ZADD", self.keys("delayed"), due, message
-        return "LPUSH", self.keys.queue, message
+            return "ZADD", self.keys("delayed"), due, message.text
+        return "LPUSH", self.keys.queue, message.text
+
+    def send_all(self, messages: Sequence[Outgoing], due: float | None, pipe: Any) -> None:
+        """Add to a pipeline the commands, few as they are, that send messages in their order.
+
+        Args:
+            due: seconds since 1970 by the server's clock, until which they wait.
+        """
+        plain = [text for text, key, unread in messages if key is None and not unread]
+        for part in _parts(plain):
+            if due is None:
+                pipe.lpush(self.keys.queue, *part)
+            else:
+                pipe.zadd(self.keys("delayed"), dict.fromkeys(part, due))
+        if len(plain) == len(messages):
+            return
+        when = _due(due)
+        if any(unread for _, _, unread in messages):
+            marked = (text for text, key, unread in messages if unread or key is not None)
+            for part in _parts(marked, BATCH // 2):  # a look at each takes as long again
+                self.run("send", (), (when, *part), pipe=pipe)
+            return
+        for step in _steps(messages):
+            self.run("send_keyed", (), (when, *step), pipe=pipe)
 
     def promote(self, *, keyed: bool = False) -> None:
         """Put what is due behind what waits already, up to 10,000 messages.

@@ -25,11 +25,12 @@ from redis import exceptions
 from ..errors import AlreadySent, UsageError
 from ..protocol import upgraded
 from ..timeouts import FETCH
+from .batch import Batch
 from .connect import Server
 from .fetch import MOST, Fetch, Fetched, Leased
 from .leases import Leases
 from .revocations import Revocations
-from .store import EXCHANGE, KEY, NO_LIMITS, ONCE, STAND_IN, Keys, Limits, Store, instant
+from .store import EXCHANGE, KEY, NO_LIMITS, ONCE, STAND_IN, Keys, Limits, Outgoing, Store, instant
 
 logger = logging.getLogger(__name__)
 
@@ -243,10 +244,14 @@ class LeasedChannel(kombu_redis.Channel):
         lane = self.lane_by_queue.get(queue)
         headers = message.get("headers") or {}
         is_keyed = headers.get(KEY) is not None or headers.get(ONCE) is not None
+        batch = kwargs.get("_publish_batch")
+        if lane is not None and isinstance(batch, Batch):
+            batch.keep(self.store(queue), [Outgoing(dumps(message), unread=is_keyed)], due)
+            return
         if lane is None or (due is None and not is_keyed):
             super()._put(queue, message, **kwargs)
             return
-        store, batch = self._store(lane, queue), kwargs.get("_publish_batch")
+        store = self.store(queue)
         if due is not None and not is_keyed:
             store.delay({dumps(message): due}, batch=batch)
             return
@@ -259,7 +264,7 @@ class LeasedChannel(kombu_redis.Channel):
         lane = self.lane_by_queue.get(queue)
         if lane is None:
             return int(super()._purge(queue))
-        store = self._store(lane, queue)
+        store = self.store(queue)
         counts = store.counts()
         delayed = sum(store.purge("delayed", counts.delayed))
         waiting = sum(store.purge("waiting", counts.waiting + counts.delayed - delayed))
@@ -268,7 +273,13 @@ class LeasedChannel(kombu_redis.Channel):
             logger.warning(text, lane, waiting, delayed, counts.dead)
         return waiting + delayed
 
-    def _store(self, lane: str, queue: str) -> Store:
+    def create_publish_batch(self, max_size: int) -> Batch:
+        """Messages of a lane go in one command, and not each in its own."""
+        return Batch(self, max_size)
+
+    def store(self, queue: str) -> Store:
+        """That of a lane's queue."""
+        lane = self.lane_by_queue[queue]
         if lane not in self._stores:
             self._stores[lane] = Store(self.server.client, self._keys(lane, queue))
         return self._stores[lane]
@@ -364,7 +375,7 @@ class LeasedChannel(kombu_redis.Channel):
         lanes = {queue: self.lane_by_queue.get(queue) for queue in self.active_queues}
         for queue, lane in lanes.items():
             if lane is not None:
-                self._store(lane, queue).promote()
+                self.store(queue).promote()
         return FETCH if any(lanes.values()) else timeout
 
     def _brpop_read(self, **options: Any) -> bool:

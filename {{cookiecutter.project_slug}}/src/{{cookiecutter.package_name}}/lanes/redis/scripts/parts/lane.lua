@@ -176,9 +176,16 @@ local function revive(now)
   end
 end
 
--- A message with a key waits from here on, behind the others of its key, or in front of them.
-local function enter(key, message, in_front)
-  redis.call(in_front and 'RPUSH' or 'LPUSH', messages .. key, message)
+-- Messages with a key, at most 1,000, wait from here on, behind the others of their key.
+local function enter(key, ...)
+  redis.call('LPUSH', messages .. key, ...)
+  more_waiting = more_waiting + select('#', ...)
+  settle(key)
+end
+
+-- One waits in front of the others.
+local function enter_in_front(key, message)
+  redis.call('RPUSH', messages .. key, message)
   more_waiting = more_waiting + 1
   settle(key)
 end
@@ -215,7 +222,7 @@ local function to_front(message)
   local key = key_of(message)
   count_locked(message, 1)
   if key then
-    enter(key, message, true)
+    enter_in_front(key, message)
   elseif redis.call('EXISTS', turns, plain) > 0 then
     redis.call('RPUSH', plain, message)
     owed = owed + 1
