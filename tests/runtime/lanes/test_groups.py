@@ -294,7 +294,7 @@ def test_groups_of_other_apps_are_sent_as_before(app: Any) -> None:
 def fail(
     monkeypatch: pytest.MonkeyPatch, *, times: int, first: int = 0, after: bool = False
 ) -> list[float]:
-    """Have batches fail from the `first` on, by a connection that is cut: before, or after, the send."""
+    """Have batches fail from the `first` on: a connection is cut before, or after, the send."""
     send, tries = batch_module.Batch._send, []
 
     def failing(self: Any) -> None:
