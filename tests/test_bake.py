@@ -119,6 +119,7 @@ FILES = [
     "src/acme_tasks/lanes/once.py",
     "src/acme_tasks/lanes/parent.py",
     "src/acme_tasks/lanes/planned.py",
+    "src/acme_tasks/lanes/pool.py",
     "src/acme_tasks/lanes/protocol.py",
     "src/acme_tasks/lanes/prove/__init__.py",
     "src/acme_tasks/lanes/prove/control.py",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import Celery, chain, chord, current_app, group
 from celery._state import _task_stack
 from celery.app.task import Context
 from celery.result import GroupResult
@@ -279,6 +279,15 @@ def test_a_batch_that_failed_cannot_be_used_again(app: Any, broker: Any, tasks: 
     assert broker.redis.llen("quick_tasks") == 0
 
 
+def test_a_group_that_knows_its_app_by_a_proxy_is_sent(
+    app: Any, broker: Any, tasks: dict[str, Any]
+) -> None:
+    """One that was deserialised, say. Seen before: an AttributeError of the proxy."""
+    app.set_current()
+    group([tasks["plain"].s(n) for n in range(3)], app=current_app).apply_async()
+    assert broker.redis.llen("quick_tasks") == 3
+
+
 def test_groups_of_other_apps_are_sent_as_before(app: Any) -> None:
     with Celery("other", broker="memory://", set_as_current=False) as other:
 
@@ -294,7 +303,7 @@ def test_groups_of_other_apps_are_sent_as_before(app: Any) -> None:
 def fail(
     monkeypatch: pytest.MonkeyPatch, *, times: int, first: int = 0, after: bool = False
 ) -> list[float]:
-    """Have batches fail from the `first` on, by a connection that is cut: before, or after, the send."""
+    """Have batches fail from the `first` on: a connection is cut before, or after, the send."""
     send, tries = batch_module.Batch._send, []
 
     def failing(self: Any) -> None:

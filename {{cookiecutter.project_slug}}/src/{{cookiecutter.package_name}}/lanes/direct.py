@@ -97,7 +97,7 @@ def nobody_listens(app: Any) -> bool:
     amqp = app.amqp
     return (
         not (before_task_publish.receivers or after_task_publish.receivers or task_sent.receivers)
-        and type(app).send_task is _SEND_TASK
+        and app.__class__.send_task is _SEND_TASK  # of a group, it may be a proxy
         and Producer.publish is _PUBLISH
         and Redis.execute_command is _EXECUTE
         and amqp.send_task_message is getattr(amqp, "own_sender", None)

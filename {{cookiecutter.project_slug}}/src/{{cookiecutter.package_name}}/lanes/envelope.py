@@ -33,16 +33,16 @@ _SAID = (
 _PLAIN = frozenset(
     (
         *(*_PLACE, "ignore_result", "task_id", "task_type", "result_cls", "add_to_parent"),
-        *("serializer", "producer"),
+        *("serializer", "producer", "group_id", "group_index", "root_id", "parent_id", "reply_to"),
     )
 )
 #: All that can be written here; each is Celery's, or the router's.
-OPTIONS = _PLAIN.union(_SAID, ("headers", "link", "link_error", "reply_to", "root_id", "parent_id"))
+OPTIONS = _PLAIN.union(_SAID, ("headers", "link", "link_error"))
 #: Where in a message stands what may differ, besides its body.
 _PLACES = {
     "headers": (
-        *("id", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result"),
-        *(SENT_AT, "expires", LANE_EXPIRES, KEY),
+        *("id", "root_id", "parent_id", "group", "group_index", "argsrepr", "kwargsrepr"),
+        *("origin", "ignore_result", SENT_AT, "expires", LANE_EXPIRES, KEY),
     ),
     "properties": ("correlation_id", "reply_to", "delivery_tag"),
 }
@@ -102,7 +102,7 @@ class Envelope(NamedTuple):
 
 
 class Writer:
-    """Writes an app's messages, and the commands that send them."""
+    """Writes an app's messages."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -154,17 +154,20 @@ class Writer:
         return made
 
     def _filled(self, envelope: Envelope, call: Call, body: str, key: str | None) -> str:
-        parent = call.parent
+        options, parent = call.options, call.parent
+        root_id = options.get("root_id") or (parent and (parent.root_id or parent.id))
         values = {
             "id": call.id,
             "correlation_id": call.id,
-            "root_id": (parent and (parent.root_id or parent.id)) or call.id,
-            "parent_id": parent and parent.id,
+            "root_id": root_id or call.id,
+            "parent_id": options.get("parent_id") or (parent and parent.id),
+            "group": options.get("group_id"),
+            "group_index": options.get("group_index"),
             "argsrepr": shown(call.args or ()),
             "kwargsrepr": shown(call.kwargs or {}),
             "origin": anon_nodename(),
-            "ignore_result": call.options.get("ignore_result"),
-            "reply_to": self._app.thread_oid,
+            "ignore_result": options.get("ignore_result"),
+            "reply_to": options.get("reply_to") or self._app.thread_oid,
             "delivery_tag": token_hex(16),
             "body": body,
             KEY: key,

@@ -221,11 +221,15 @@ class AMQP(celery.app.amqp.AMQP):
         return message
 
     @cached_property
+    def _celerys_sender(self) -> Any:
+        """Made when it is used: it imports the transport, which most senders do without."""
+        return self._create_task_sender()
+
+    @cached_property
     def send_task_message(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Celery's sender, after the lane's stamp."""
-        send = self._create_task_sender()
         conf, lanes = self.app.conf, self.app.lanes
-        # What it has taken from the settings, whatever becomes of these.
+        # As they are at the first send, whatever becomes of them.
         self.sends_plainly = (
             conf.task_serializer == "json"
             and not conf.task_compression
@@ -252,7 +256,7 @@ class AMQP(celery.app.amqp.AMQP):
             if not options.get("retry_policy"):
                 options["retry_policy"] = {"errback": giving_up_in_time()}
             try:
-                return send(producer, name, message, queue=queue, **options)
+                return self._celerys_sender(producer, name, message, queue=queue, **options)
             except AlreadySent as error:
                 if FIRST not in own:
                     raise
