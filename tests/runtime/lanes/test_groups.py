@@ -116,11 +116,11 @@ SHAPES: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("options", [{}, {"countdown": 60}, {"args": (9,)}], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_group_has_the_messages_of_celerys_way(
-    app: Any,
+    app: Any,  # noqa: ARG001
     broker: Any,
     tasks: dict[str, Any],
     shape: str,
-    options: dict[str, Any],  # noqa: ARG001
+    options: dict[str, Any],
 ) -> None:
     result = SHAPES[shape](tasks).apply_async(**options)
     together = sent(broker.redis)
