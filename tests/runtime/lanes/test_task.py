@@ -219,7 +219,9 @@ OWN = (*("id", "root_id", "correlation_id", "delivery_tag", "reply_to"), SENT_AT
             "eta": st.just(datetime(2100, 1, 1, tzinfo=UTC)),
             "expires": st.sampled_from([None, 30, datetime(2101, 1, 1, tzinfo=UTC)]),
             "key": st.sampled_from(["a", 7, "50 %", 'a"b']),
-            "headers": st.sampled_from([{"trace": "50 %"}, {"deep": {KEY: "other"}, KEY: "no"}]),
+            "headers": st.sampled_from(
+                [{"trace": "50 %", "mark": "\x00id\x00"}, {"deep": {KEY: "other"}, KEY: "no"}]
+            ),
             "ignore_result": st.booleans(),
             "task_id": st.sampled_from(["mine", 'my "own" %']),
         },

@@ -47,7 +47,8 @@ _PLACES = {
     "properties": ("correlation_id", "reply_to", "delivery_tag"),
 }
 _DIFFERS = frozenset(_PLACES["headers"] + _PLACES["properties"])
-_MARK = "\x00{}\x00"  # JSON writes the zero as \u0000, which no other text here has
+_TOKEN = token_hex(8)  # no header of a user's is taken for a mark: nobody knows it
+_MARK = _TOKEN + "{}."
 _MOST = 1000  # envelopes that are kept: `send_task` takes any name
 
 _json = json.JSONEncoder().encode
@@ -87,7 +88,7 @@ class Envelope(NamedTuple):
         for place, parts in _PLACES.items():
             marks = {part: _MARK.format(part) for part in parts if part in differs}
             marked[place] = {name: marks.get(name, value) for name, value in message[place].items()}
-        text = re.sub(r'"\\u0000(\w+)\\u0000"', r"%(\1)s", dumps(marked).replace("%", "%%"))
+        text = re.sub(rf'"{_TOKEN}(\w+)\."', r"%(\1)s", dumps(marked).replace("%", "%%"))
         return cls(lane, content, embedded, text)
 
     def filled(self, values: Mapping[str, Any]) -> str:

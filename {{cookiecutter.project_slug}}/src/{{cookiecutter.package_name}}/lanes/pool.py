@@ -1,9 +1,9 @@
 """Celery's prefork pool, with fewer wake-ups and system calls for each task.
 
-The worker's main process is what a lane's speed hangs on: children wait for it. Of its time for a
-task that does nothing, a quarter went into telling the kernel again what to watch, into a turn of
-the event loop for each task that is given to a child, and into waking that child twice, first for
-four bytes. Which child gets what, and when, stays Celery's.
+The worker's main process is what a lane's speed hangs on: children wait for it. With Celery's own
+pool it tells the kernel again, for each task, what it watches already; it gives a task to a child a
+turn of the event loop later; and it wakes that child twice, first for four bytes. Which child gets
+what stays Celery's to say.
 """
 
 import heapq
@@ -17,7 +17,6 @@ from celery.concurrency import asynpool, prefork
 
 TIMERS = 1000  # of time limits, half a KiB each, of which some are of tasks that have ended
 _HEARING = 2.0  # seconds, at most, to hear from children that were just given a task
-
 
 #: Starts the timers of a task, by its job, its soft and its hard limit in seconds.
 Begin = Callable[[Any, float | None, float | None], None]
@@ -45,7 +44,7 @@ def dropping_ended(begin: Begin, timer: Any) -> Begin:
     """Likewise, so that the timers of tasks that have ended take no memory.
 
     Celery cancels the timer of a task's limit as the task ends, and kombu forgets it when the limit
-    would have been: with an hour, a worker of 500 tasks a second holds a gigabyte of them.
+    would have been: with an hour, those of 500 tasks a second would take a gigabyte.
 
     Args:
         timer: the event loop's, on which `begin` starts them.
@@ -107,7 +106,7 @@ class Pool(asynpool.AsynPool):
         self._hub = hub
 
     def _create_timelimit_handlers(self, hub: Any) -> None:
-        """Time limits, as the two above have them."""
+        """See `hard_limit_alone` and `dropping_ended`."""
         super()._create_timelimit_handlers(hub)  # type: ignore[misc]
         begin = hard_limit_alone(self.on_timeout_set)
         self.on_timeout_set = dropping_ended(begin, hub.timer)
